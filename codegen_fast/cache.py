@@ -1,0 +1,130 @@
+"""The paged, ragged key/value cache (floor 5).
+
+A sequence owns a list of pages of ``page_size`` tokens; pages are counted, so sequences with a common beginning share
+the pages of that beginning, and a page is copied when one of its owners is about to write into it.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from . import ops
+
+
+class Sequence:
+    """One token sequence's place in a cache: its length in tokens and its pages, in order."""
+
+    __slots__ = ("length", "pages")
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.pages: list[int] = []
+
+
+class PagedCache:
+    """Pages for all layers: one tensor (n_layer, num_pages, page_size, 2 * n_embd), grown when it is full.
+
+    Page ids are the same in every layer. Memory is taken from the system page by page as it is first written.
+
+    Args:
+        n_layer, n_embd: the model's.
+        dtype: float32, float16 or bfloat16, the type that keys and values are kept in.
+        capacity_tokens: room to make beforehand, so that nothing is copied later.
+    """
+
+    def __init__(
+        self, n_layer: int, n_embd: int, dtype: torch.dtype, device: torch.device | str = "cpu", capacity_tokens: int = 0
+    ) -> None:
+        self.page_size = ops.kv_page_size()
+        num_pages = max(1, self.pages_for(capacity_tokens))
+        self.storage = torch.empty(n_layer, num_pages, self.page_size, 2 * n_embd, dtype=dtype, device=device)
+        self.layers = list(self.storage)
+        self._free = list(range(num_pages - 1, -1, -1))
+        self._owners = [0] * num_pages
+
+    def pages_for(self, tokens: int) -> int:
+        """Pages that ``tokens`` tokens of one sequence take."""
+        return -(-tokens // self.page_size)
+
+    @property
+    def pages_in_use(self) -> int:
+        return len(self._owners) - len(self._free)
+
+    def new_sequence(self) -> Sequence:
+        return Sequence()
+
+    def fork(self, sequence: Sequence) -> Sequence:
+        """A second sequence with the same tokens so far. It shares all pages; nothing is copied yet."""
+        twin = Sequence()
+        twin.length = sequence.length
+        twin.pages = list(sequence.pages)
+        for page in twin.pages:
+            self._owners[page] += 1
+        return twin
+
+    def release(self, sequence: Sequence) -> None:
+        """Gives the sequence's pages back; it is empty afterwards."""
+        for page in sequence.pages:
+            self._owners[page] -= 1
+            if self._owners[page] == 0:
+                self._free.append(page)
+        sequence.pages = []
+        sequence.length = 0
+
+    def reserve(self, sequences: list[Sequence], new_tokens: list[int]) -> None:
+        """Makes room for new tokens at the end of each sequence, whose ``length`` stays as it is.
+
+        Afterwards every page that those tokens fall on belongs to its sequence alone.
+        """
+        copies: list[tuple[int, int]] = []
+        wanted = sum(
+            self.pages_for(s.length + n) - len(s.pages) + 1 for s, n in zip(sequences, new_tokens, strict=True)
+        )
+        if wanted > len(self._free):
+            self._grow(wanted - len(self._free))
+        for sequence, n in zip(sequences, new_tokens, strict=True):
+            if n == 0:
+                continue
+            first = sequence.length // self.page_size  # the page that the first new token falls on
+            if first < len(sequence.pages) and self._owners[sequence.pages[first]] > 1:
+                shared = sequence.pages[first]
+                own = self._take()
+                copies.append((shared, own))
+                self._owners[shared] -= 1
+                sequence.pages[first] = own
+            while len(sequence.pages) < self.pages_for(sequence.length + n):
+                sequence.pages.append(self._take())
+        if copies:
+            source, destination = torch.tensor(copies, dtype=torch.int32, device=self.storage.device).t().contiguous()
+            for layer in self.layers:
+                ops.copy_pages(layer, source, destination)
+
+    def is_shared(self, sequence: Sequence) -> bool:
+        """Whether the page that the sequence's next token falls on belongs to another sequence as well."""
+        page = sequence.length // self.page_size
+        return page < len(sequence.pages) and self._owners[sequence.pages[page]] > 1
+
+    def crop(self, sequence: Sequence, length: int) -> None:
+        """Forgets the tokens from position ``length`` on."""
+        keep = self.pages_for(length)
+        for page in sequence.pages[keep:]:
+            self._owners[page] -= 1
+            if self._owners[page] == 0:
+                self._free.append(page)
+        del sequence.pages[keep:]
+        sequence.length = length
+
+    def _take(self) -> int:
+        page = self._free.pop()
+        self._owners[page] = 1
+        return page
+
+    def _grow(self, at_least: int) -> None:
+        old = len(self._owners)
+        new = old + max(at_least, old // 2)
+        n_layer, _, page_size, width = self.storage.shape
+        storage = torch.empty(n_layer, new, page_size, width, dtype=self.storage.dtype, device=self.storage.device)
+        storage[:, :old] = self.storage
+        self.storage, self.layers = storage, list(storage)
+        self._free = list(range(new - 1, old - 1, -1)) + self._free
+        self._owners += [0] * (new - old)

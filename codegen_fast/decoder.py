@@ -1,0 +1,273 @@
+"""The decoder: composes the ops into prefill and decode steps over a paged cache (floor 6).
+
+The life of a token: ``embed`` -> every layer's ``input_product``, ``attention``, ``output_product`` -> ``lm_head``.
+Nothing else computes between a token id and its logits. Inside there is no padding: a batch is a list of sequences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from . import ops
+from .cache import PagedCache, Sequence
+from .config import CodeGenConfig
+from .weights.decoder_weights import DecoderWeights
+
+# Tokens of a prefill that go through the layers together. It bounds the scratch (16B: about 90 MB) and changes no bit.
+PREFILL_CHUNK = 512
+
+
+@dataclass
+class PrefillOutput:
+    """Logits (B, V) of the last tokens or (T, V) of all, float32; hidden states: n_layer + 1 tensors (T, d) float32."""
+
+    logits: torch.Tensor | None
+    hidden_states: list[torch.Tensor] | None
+
+
+class _Scratch:
+    """Activations and workspace for up to ``tokens`` tokens, of which ``rows`` get logits; views are cut from them."""
+
+    def __init__(self, decoder: Decoder, tokens: int, rows: int, max_seq_len: int) -> None:
+        config, device = decoder.config, decoder.device
+        d, layer = config.n_embd, decoder.weights.layers[0]
+        self.x = torch.empty(tokens, d, dtype=torch.float32, device=device)
+        self.q = torch.empty(tokens, d, dtype=torch.float32, device=device)
+        self.act = torch.empty(tokens, d + config.inner, dtype=torch.float32, device=device)
+        workspace = max(
+            ops.input_product_workspace(tokens, layer.w_in),
+            ops.attention_workspace(tokens, config.n_head, config.head_dim, max_seq_len),
+            ops.output_product_workspace(tokens, layer.w_out),
+            ops.lm_head_workspace(rows, decoder.weights.lm_head),
+        )
+        self.workspace = torch.empty(workspace, dtype=torch.uint8, device=device)
+
+
+class Decoder:
+    """A CodeGen model's weights, and how tokens go through them.
+
+    A decoder holds no state of a generation: caches and running batches do, so several threads may use one decoder.
+    ``prefilled_tokens`` counts the tokens that went through prefill, for tests.
+    """
+
+    def __init__(self, config: CodeGenConfig, weights: DecoderWeights, device: torch.device | str = "cpu") -> None:
+        self.config = config
+        self.weights = weights
+        self.device = torch.device(device)
+        self.dtype = weights.dtype
+        self.prefilled_tokens = 0
+        self.rotary = _rotary_table(config.n_positions, config.rotary_dim, self.device)
+
+    def new_cache(self, capacity_tokens: int = 0) -> PagedCache:
+        return PagedCache(self.config.n_layer, self.config.n_embd, self.dtype, self.device, capacity_tokens)
+
+    def prefill(
+        self,
+        cache: PagedCache,
+        sequences: list[Sequence],
+        token_ids: list[torch.Tensor],
+        *,
+        logits: Literal["last", "all", "none"] = "last",
+        hidden_states: bool = False,
+    ) -> PrefillOutput:
+        """Appends new tokens to sequences (which may hold tokens already) and computes what is asked for.
+
+        Args:
+            token_ids: one (n_i,) int64 tensor a sequence, n_i >= 1, ids checked by the caller.
+            logits: of every sequence's last token (B, V), of all tokens one sequence after another (T, V), or none.
+            hidden_states: also the input of every layer and the final norm's output, (T, d) each.
+        """
+        ops.set_num_threads(torch.get_num_threads())
+        lengths = [len(ids) for ids in token_ids]
+        total, vocab_size, d = sum(lengths), self.config.vocab_size, self.config.n_embd
+        cache.reserve(sequences, lengths)
+        rows = {"last": len(sequences), "all": total, "none": 0}[logits]
+        out = torch.empty(rows, vocab_size, dtype=torch.float32, device=self.device) if rows else None
+        states = (
+            [torch.empty(total, d, dtype=torch.float32, device=self.device) for _ in range(self.config.n_layer + 1)]
+            if hidden_states
+            else None
+        )
+        max_seq_len = max(s.length + n for s, n in zip(sequences, lengths, strict=True))
+        scratch = _Scratch(self, min(total, PREFILL_CHUNK), min(rows, PREFILL_CHUNK), max_seq_len)
+
+        done = written = 0
+        for pieces in _chunks(lengths):
+            members = [sequences[i] for i, _, _ in pieces]
+            ids = torch.cat([token_ids[i][begin:end] for i, begin, end in pieces]).to(self.device)
+            batch = _prefill_batch(members, [end - begin for _, begin, end in pieces], max_seq_len, self.device)
+            x = scratch.x[: len(ids)]
+            ops.embed(x, ids, self.weights.embedding)
+            here = slice(done, done + len(ids))
+            self._layers(x, scratch.q[: len(ids)], scratch.act[: len(ids)], cache, batch, False, scratch.workspace,
+                         [s[here] for s in states] if states else None)  # fmt: skip
+            wanted = _rows_with_logits(pieces, lengths, logits)
+            if wanted:
+                self._logits(out[written : written + len(wanted)], x,
+                             torch.tensor(wanted, dtype=torch.int32, device=self.device), False, scratch.workspace)  # fmt: skip
+                written += len(wanted)
+            for sequence, (_, begin, end) in zip(members, pieces, strict=True):
+                sequence.length += end - begin
+            done += len(ids)
+        self.prefilled_tokens += total
+        return PrefillOutput(out, states)
+
+    def start(self, cache: PagedCache, sequences: list[Sequence], max_new_tokens: int) -> RunningBatch:
+        """A batch that decodes one token a step for every sequence, at most ``max_new_tokens`` of them."""
+        return RunningBatch(self, cache, sequences, max_new_tokens)
+
+    def _layers(self, x, q, act, cache, batch, decode, workspace, states=None) -> None:
+        n_head, rotary = self.config.n_head, self.rotary
+        input_product, attention, output_product = ops.input_product, ops.attention, ops.output_product
+        for i, (layer, pages) in enumerate(zip(self.weights.layers, cache.layers, strict=True)):
+            if states:
+                states[i].copy_(x)
+            input_product(q, act, pages, x, layer.norm, layer.w_in, layer.bias_in, rotary, n_head, batch, decode, workspace)
+            attention(act, q, pages, n_head, batch, decode, workspace)
+            output_product(x, act, layer.w_out, layer.bias_out, decode, workspace)
+        if states:
+            ops.layer_norm(states[-1], x, self.weights.final_norm)
+
+    def _logits(self, out, x, rows, decode, workspace) -> None:
+        w = self.weights
+        ops.lm_head(out, x, rows, w.final_norm, w.lm_head, w.lm_head_bias, decode, workspace)
+
+
+class RunningBatch:
+    """Sequences that decode together, one token each a step. All it writes to is its own: one a thread.
+
+    ``sequences`` are those still in the batch, in order of the rows of ``step``.
+    """
+
+    def __init__(self, decoder: Decoder, cache: PagedCache, sequences: list[Sequence], max_new_tokens: int) -> None:
+        self._decoder = decoder
+        self._cache = cache
+        self.sequences = list(sequences)
+        longest = max(s.length for s in sequences) + max_new_tokens
+        self._max_seq_len = longest
+        size, device = len(sequences), decoder.device
+        self._scratch = _Scratch(decoder, size, size, longest)
+        self._logits = torch.empty(size, decoder.config.vocab_size, dtype=torch.float32, device=device)
+        self._page_table = torch.zeros(size, max(1, cache.pages_for(longest)), dtype=torch.int32, device=device)
+        self._arrange()
+
+    def step(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Appends token_ids (B,) int64, one a sequence, and returns the logits (B, V) float32 that follow them.
+
+        The result is overwritten by the next step.
+        """
+        decoder, cache = self._decoder, self._cache
+        ops.set_num_threads(torch.get_num_threads())
+        if self._room == 0:
+            self._reserve()
+        self._lens_host += 1
+        try:
+            ops.embed(self._x, token_ids, decoder.weights.embedding)
+            decoder._layers(self._x, self._q, self._act, cache, self._batch, True, self._scratch.workspace)
+            decoder._logits(self._out, self._x, self._rows, True, self._scratch.workspace)
+        except BaseException:
+            self._lens_host -= 1
+            raise
+        self._room -= 1
+        for sequence in self.sequences:
+            sequence.length += 1
+        return self._out
+
+    def keep(self, rows: list[int]) -> None:
+        """The sequences of these rows stay, in this order; the others leave and give their pages back."""
+        kept = set(rows)
+        for i, sequence in enumerate(self.sequences):
+            if i not in kept:
+                self._cache.release(sequence)
+        self.sequences = [self.sequences[i] for i in rows]
+        if self.sequences:
+            self._arrange()
+
+    def close(self) -> None:
+        """All sequences give their pages back."""
+        for sequence in self.sequences:
+            self._cache.release(sequence)
+        self.sequences = []
+
+    def _arrange(self) -> None:
+        """Cuts the buffers for the present number of sequences and describes them to the ops."""
+        size, scratch, device = len(self.sequences), self._scratch, self._decoder.device
+        self._x, self._q, self._act = scratch.x[:size], scratch.q[:size], scratch.act[:size]
+        self._out = self._logits[:size]
+        self._rows = torch.arange(size, dtype=torch.int32, device=device)
+        self._lens = torch.tensor([s.length for s in self.sequences], dtype=torch.int32, device=device)
+        self._lens_host = self._lens.numpy()
+        table = self._page_table[:size]
+        starts = torch.arange(size + 1, dtype=torch.int32, device=device)
+        self._batch = ops.Batch(starts, self._lens, table, size, self._max_seq_len)
+        self._table_host = table.numpy()
+        self._fill_table()
+
+    def _reserve(self) -> None:
+        self._cache.reserve(self.sequences, [1] * len(self.sequences))
+        self._fill_table()
+
+    def _fill_table(self) -> None:
+        page_size = self._cache.page_size
+        for row, sequence in zip(self._table_host, self.sequences, strict=True):
+            row[: len(sequence.pages)] = sequence.pages
+        # A page that another sequence shares must be copied before it is written: no room, so the next step reserves.
+        self._room = min(
+            0 if self._cache.is_shared(s) else len(s.pages) * page_size - s.length for s in self.sequences
+        )
+
+
+def _rotary_table(n_positions: int, rotary_dim: int, device: torch.device) -> torch.Tensor:
+    """(P, R) float32: cosines, then sines, of position * 10000^(-2i/R).
+
+    Computed in float32 as transformers does: at position 2000 the rounding of an angle is 6e-5, which the model was
+    trained with and which a more exact table would turn into a difference.
+    """
+    inverse = 1.0 / (10000 ** (torch.arange(0, rotary_dim, 2, dtype=torch.int64) / rotary_dim))
+    angles = torch.arange(n_positions, dtype=torch.int64).float()[:, None] * inverse[None, :]
+    return torch.cat([torch.cos(angles), torch.sin(angles)], dim=1).to(device)
+
+
+def _chunks(lengths: list[int]) -> list[list[tuple[int, int, int]]]:
+    """Cuts sequences of new tokens into calls of at most PREFILL_CHUNK tokens: lists of (sequence, begin, end)."""
+    chunks: list[list[tuple[int, int, int]]] = []
+    room = 0
+    for i, n in enumerate(lengths):
+        begin = 0
+        while begin < n:
+            if room == 0:
+                chunks.append([])
+                room = PREFILL_CHUNK
+            end = min(n, begin + room)
+            chunks[-1].append((i, begin, end))
+            room -= end - begin
+            begin = end
+    return chunks
+
+
+def _prefill_batch(members: list[Sequence], new: list[int], max_seq_len: int, device: torch.device) -> ops.Batch:
+    lens = [s.length + n for s, n in zip(members, new, strict=True)]
+    table = np.zeros((len(members), max(len(s.pages) for s in members)), dtype=np.int32)
+    for row, sequence in zip(table, members, strict=True):
+        row[: len(sequence.pages)] = sequence.pages
+    return ops.Batch(
+        torch.tensor([0, *np.cumsum(new)], dtype=torch.int32, device=device),
+        torch.tensor(lens, dtype=torch.int32, device=device),
+        torch.from_numpy(table).to(device),
+        sum(new),
+        max_seq_len,
+    )
+
+
+def _rows_with_logits(pieces: list[tuple[int, int, int]], lengths: list[int], logits: str) -> list[int]:
+    """Rows of a chunk whose logits are wanted."""
+    ends = np.cumsum([end - begin for _, begin, end in pieces])
+    if logits == "all":
+        return list(range(int(ends[-1])))
+    if logits == "last":
+        return [int(row) - 1 for row, (i, _, end) in zip(ends, pieces, strict=True) if end == lengths[i]]
+    return []

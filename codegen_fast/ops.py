@@ -1,0 +1,161 @@
+"""The ops of the decoder for torch tensors: the only importer of ``codegen_fast._C`` (floor 4).
+
+``csrc/ops.h`` is the contract: formulas, shapes, dtypes, aliasing, numerics. The functions here are the binding's
+own, plus the few that allocate. Every op writes into tensors that the caller made; wrong names, shapes, dtypes,
+strides and devices raise ValueError or TypeError that name the argument, what was expected and what was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+try:
+    from . import _C
+except ImportError as error:
+    raise ImportError(
+        f"codegen_fast's compiled part could not be loaded ({error}); install the package with 'pip install .' "
+        "(from outside the source folder), or with 'pip install -e .' to work inside it"
+    ) from error
+
+if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+    raise ImportError(f"codegen_fast needs torch 2.10 or newer (DLPack C exchange API), found torch {torch.__version__}")
+_C.bind_torch(torch.Tensor, torch.nn.Parameter, torch.Tensor.__dlpack_c_exchange_api__)
+_C.cpu_isa()  # a wrong CODEGEN_FAST_ISA is an error now and not in the middle of a load
+
+PackedWeight = _C.PackedWeight
+Norm = _C.Norm
+Batch = _C.Batch
+SamplingParams = _C.SamplingParams
+
+quantize_activations = _C.quantize_activations
+embed = _C.embed
+layer_norm = _C.layer_norm
+input_product = _C.input_product
+attention = _C.attention
+output_product = _C.output_product
+lm_head = _C.lm_head
+sample = _C.sample
+copy_pages = _C.copy_pages
+
+kv_page_size = _C.kv_page_size
+input_product_workspace = _C.input_product_workspace
+attention_workspace = _C.attention_workspace
+output_product_workspace = _C.output_product_workspace
+lm_head_workspace = _C.lm_head_workspace
+sample_workspace = _C.sample_workspace
+
+build_info = _C.build_info
+cuda_devices = _C.cuda_devices
+cpu_isa = _C.cpu_isa
+num_threads = _C.num_threads
+philox_uniform = _C.philox_uniform
+
+WEIGHT_KINDS = ("float32", "float16", "bfloat16", "int8")
+_ALIGNMENT = 64  # bytes: a cache line, so that no vector load of a panel straddles two
+
+
+def _aligned_bytes(n: int, device: torch.device) -> torch.Tensor:
+    """(n,) uint8 whose first element lies on a cache line."""
+    storage = torch.empty(n + _ALIGNMENT - 1, dtype=torch.uint8, device=device)
+    offset = -storage.data_ptr() % _ALIGNMENT
+    return storage[offset : offset + n]
+
+
+def new_packed_weight(
+    kind: str, sections: tuple[int, ...], segments: tuple[int, ...], device: torch.device | str = "cpu"
+) -> PackedWeight:
+    """An empty (zero) weight of sum(sections) rows and sum(segments) columns, in the backend's stored layout."""
+    device = torch.device(device)
+    data = _aligned_bytes(_C.packed_weight_bytes(kind, sections, segments), device)
+    count = _C.packed_weight_scales(kind, sections, segments)
+    scales = torch.empty(count, dtype=torch.float32, device=device) if count else None
+    weight = PackedWeight(kind, sections, segments, data, scales)
+    _C.clear_packed(weight)
+    return weight
+
+
+def packed_weight_nbytes(kind: str, sections: tuple[int, ...], segments: tuple[int, ...]) -> int:
+    """Bytes that ``new_packed_weight`` would take (values and scales)."""
+    return _C.packed_weight_bytes(kind, sections, segments) + 4 * _C.packed_weight_scales(kind, sections, segments)
+
+
+def new_pack_status(device: torch.device | str = "cpu") -> torch.Tensor:
+    """(2,) int32 zeros: values that were NaN or infinite, and values too large for a narrower type."""
+    return torch.zeros(2, dtype=torch.int32, device=device)
+
+
+def pack(
+    weight: PackedWeight,
+    source: torch.Tensor,
+    status: torch.Tensor,
+    *,
+    section: int = 0,
+    row: int = 0,
+    segment: int = 0,
+) -> None:
+    """Rows ``row`` ... of (section, segment) <- source (n, segments[segment]) float32, float16 or bfloat16.
+
+    Converts or quantises on the way; ``status`` counts what could not be stored as it was.
+    """
+    _C.pack(weight, section, row, segment, source, status)
+
+
+def pack_quantized(
+    weight: PackedWeight,
+    source: torch.Tensor,
+    scales: torch.Tensor,
+    *,
+    section: int = 0,
+    row: int = 0,
+    segment: int = 0,
+) -> None:
+    """Rows of an int8 weight <- source (n, columns) int8 and scales (n,) float32, as ``unpack_quantized`` gave them."""
+    _C.pack_quantized(weight, section, row, segment, source, scales)
+
+
+def unpack(
+    weight: PackedWeight, n: int, dtype: torch.dtype, *, section: int = 0, row: int = 0, segment: int = 0
+) -> torch.Tensor:
+    """(n, segments[segment]) rows of a weight, dequantised, as float32, float16 or bfloat16."""
+    out = torch.empty(n, weight.segments[segment], dtype=dtype, device=weight.data.device)
+    _C.unpack(out, out.new_empty(0, dtype=torch.float32), weight, section, row, segment)
+    return out
+
+
+def unpack_quantized(
+    weight: PackedWeight, n: int, *, section: int = 0, row: int = 0, segment: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of an int8 weight as they are stored: (n, columns) int8 and (n,) float32 scales."""
+    out = torch.empty(n, weight.segments[segment], dtype=torch.int8, device=weight.data.device)
+    scales = torch.empty(n, dtype=torch.float32, device=weight.data.device)
+    _C.unpack(out, scales, weight, section, row, segment)
+    return out, scales
+
+
+def cpu_isas() -> list[str]:
+    """The instruction sets of this build that this machine executes, best first."""
+    return _C.build_info()["cpu_isas"]
+
+
+@contextmanager
+def forced_isa(name: str) -> Iterator[None]:
+    """Runs the CPU ops of the block on one instruction set: for tests and benchmarks (process-wide)."""
+    before = _C.cpu_isa()
+    _C.force_isa(name)
+    try:
+        yield
+    finally:
+        _C.force_isa(before)
+
+
+def set_num_threads(n: int) -> None:
+    """Threads that the CPU ops use. The decoder sets it to ``torch.get_num_threads()`` at every call."""
+    _C.set_num_threads(n)
+
+
+def read_bandwidth(nbytes: int = 1 << 30, seconds: float = 1.0) -> float:
+    """Bytes a second that this machine's threads read from memory: the best pass over a buffer of ``nbytes``."""
+    return _C.read_bandwidth(nbytes, seconds)

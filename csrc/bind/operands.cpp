@@ -1,0 +1,67 @@
+#include "operands.h"
+
+namespace codegen_fast::bind {
+
+PackedWeight weight_shape(const std::string& kind, const std::vector<int64_t>& sections,
+                          const std::vector<int64_t>& segments) {
+  PackedWeight w;
+  if (kind == "float32") w.dtype = DType::f32;
+  else if (kind == "float16") w.dtype = DType::f16;
+  else if (kind == "bfloat16") w.dtype = DType::bf16;
+  else if (kind == "int8") w.dtype = DType::i8;
+  else throw ValueError("kind: '" + kind + "' is no type of weights; expected float32, float16, bfloat16 or int8");
+  if (sections.empty() || sections.size() > PackedWeight::kMaxSections)
+    throw ValueError("sections: expected 1 to 4 of them, got " + std::to_string(sections.size()));
+  if (segments.empty() || segments.size() > PackedWeight::kMaxSegments)
+    throw ValueError("segments: expected 1 or 2 of them, got " + std::to_string(segments.size()));
+  w.num_sections = static_cast<int>(sections.size());
+  w.num_segments = static_cast<int>(segments.size());
+  for (size_t i = 0; i < sections.size(); ++i) {
+    if (sections[i] < 1) throw ValueError("sections: expected positive sizes, got " + std::to_string(sections[i]));
+    w.section_rows[i] = sections[i];
+  }
+  for (size_t i = 0; i < segments.size(); ++i) {
+    if (segments[i] < 1) throw ValueError("segments: expected positive sizes, got " + std::to_string(segments[i]));
+    w.segment_cols[i] = segments[i];
+  }
+  return w;
+}
+
+BoundWeight::BoundWeight(const std::string& kind_, const std::vector<int64_t>& sections,
+                         const std::vector<int64_t>& segments, py::object data_, py::object scales_)
+    : weight(weight_shape(kind_, sections, segments)), kind(kind_), data(std::move(data_)), scales(std::move(scales_)) {
+  weight.data = view(data, "data");
+  weight.scales.name = "scales";
+  if (weight.dtype == DType::i8) weight.scales = view(scales, "scales");
+}
+
+BoundNorm::BoundNorm(py::object w, py::object b, double eps) : weight(std::move(w)), bias(std::move(b)) {
+  norm.weight = view(weight, "norm.weight");
+  norm.bias = view(bias, "norm.bias");
+  norm.eps = static_cast<float>(eps);
+}
+
+BoundBatch::BoundBatch(py::object query_start, py::object seq_lens, py::object page_table, int64_t num_tokens,
+                       int64_t max_seq_len)
+    : kept{std::move(query_start), std::move(seq_lens), std::move(page_table)} {
+  batch.query_start = view(kept[0], "query_start");
+  batch.seq_lens = view(kept[1], "seq_lens");
+  batch.page_table = view(kept[2], "page_table");
+  if (batch.seq_lens.ndim != 1) throw ValueError("seq_lens: expected one dimension, got shape " + shape_string(batch.seq_lens));
+  batch.num_tokens = num_tokens;
+  batch.max_seq_len = max_seq_len;
+}
+
+BoundSamplingParams::BoundSamplingParams(py::object temperature, py::object top_k, py::object top_p, py::object seed,
+                                         py::object sample_index, py::object position)
+    : kept{std::move(temperature), std::move(top_k),        std::move(top_p),
+           std::move(seed),        std::move(sample_index), std::move(position)} {
+  params.temperature = view(kept[0], "temperature");
+  params.top_k = view(kept[1], "top_k");
+  params.top_p = view(kept[2], "top_p");
+  params.seed = view(kept[3], "seed");
+  params.sample_index = view(kept[4], "sample_index");
+  params.position = view(kept[5], "position");
+}
+
+}  // namespace codegen_fast::bind

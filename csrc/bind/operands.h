@@ -1,0 +1,50 @@
+// Operands that Python makes once and passes many times: they keep their tensors alive and their views ready, so that
+// a call with a dozen tensors costs a few conversions.
+#pragma once
+
+#include <array>
+#include <string>
+#include <vector>
+
+#include "../ops.h"
+#include "tensors.h"
+
+namespace codegen_fast::bind {
+
+struct BoundWeight {
+  PackedWeight weight;
+  std::string kind;
+  py::object data, scales;
+
+  BoundWeight(const std::string& kind, const std::vector<int64_t>& sections, const std::vector<int64_t>& segments,
+              py::object data, py::object scales);
+};
+
+struct BoundNorm {
+  Norm norm;
+  py::object weight, bias;
+
+  BoundNorm(py::object weight, py::object bias, double eps);
+};
+
+struct BoundBatch {
+  Batch batch;
+  std::array<py::object, 3> kept;
+
+  BoundBatch(py::object query_start, py::object seq_lens, py::object page_table, int64_t num_tokens,
+             int64_t max_seq_len);
+};
+
+struct BoundSamplingParams {
+  SamplingParams params;
+  std::array<py::object, 6> kept;
+
+  BoundSamplingParams(py::object temperature, py::object top_k, py::object top_p, py::object seed,
+                      py::object sample_index, py::object position);
+};
+
+// A weight's sizes alone, to ask how much memory it will take.
+PackedWeight weight_shape(const std::string& kind, const std::vector<int64_t>& sections,
+                          const std::vector<int64_t>& segments);
+
+}  // namespace codegen_fast::bind

@@ -1,0 +1,127 @@
+// Stage 2 of a layer: attention of the new tokens over the paged cache.
+//
+// Every (token, head) sums its keys in splits of kSplit, counted from position 0, and merges the splits in order.
+// Splits are spread over the threads only where tokens x heads are too few to keep them busy; the bits are the same.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "batch.h"
+#include "product.h"
+
+namespace codegen_fast::cpu {
+namespace {
+
+constexpr int64_t kMaxSpread = 256;  // (token, head) pairs up to which splits may be spread
+
+struct Running {
+  float max = -INFINITY, sum = 0.0f;
+};
+
+// (state, total) takes in one more split.
+void merge(Running& state, float* total, AttentionPartial part, const float* values, int64_t head_dim) {
+  const float m = part.max > state.max ? part.max : state.max;
+  const float keep = state.sum == 0.0f ? 0.0f : std::exp(state.max - m), gain = std::exp(part.max - m);
+  for (int64_t i = 0; i < head_dim; ++i) total[i] = total[i] * keep + values[i] * gain;
+  state.sum = state.sum * keep + part.sum * gain;
+  state.max = m;
+}
+
+int64_t splits_of(int64_t len) { return (len + kSplit - 1) / kSplit; }
+
+}  // namespace
+
+int64_t attention_workspace(int64_t num_tokens, int64_t n_head, int64_t head_dim, int64_t max_seq_len) {
+  const int64_t pairs = std::min(num_tokens * n_head, kMaxSpread);
+  return round_up(num_tokens * sizeof(TokenPlace), 64) + pairs * splits_of(max_seq_len) * (head_dim + 2) * 4;
+}
+
+void attention(TensorView& act, const TensorView& q, const KVCache& cache, int64_t n_head, const Batch& batch, Phase,
+               TensorView& workspace) {
+  // check
+  const Device device = q.device;
+  check_shape(q, {batch.num_tokens, -1});
+  const int64_t tokens = batch.num_tokens, d = q.shape[1];
+  if (n_head < 1 || d % n_head) throw ValueError("n_head: " + std::to_string(n_head) + " does not divide " + std::to_string(d));
+  const int64_t head_dim = d / n_head;
+  if (head_dim > kMaxHeadDim)
+    throw ValueError("n_head: heads of " + std::to_string(head_dim) + " dimensions, at most " +
+                     std::to_string(kMaxHeadDim) + " are supported");
+  check_activations(q, tokens, d, device);
+  check_activations(act, tokens, -1, device);
+  if (act.shape[1] < d)
+    throw ValueError("act: expected at least " + std::to_string(d) + " columns, got " + std::to_string(act.shape[1]));
+  check_batch(batch, cache, d, device);
+  check_workspace(workspace, attention_workspace(tokens, n_head, head_dim, batch.max_seq_len));
+  if (tokens == 0) return;
+
+  // plan
+  const Kernels& k = kernels();
+  TokenPlace* places = workspace.as<TokenPlace>();
+  fill_places(batch, places);
+  const int64_t page_elements = kPage * 2 * d;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
+  int64_t longest = 0;
+  for (int64_t t = 0; t < tokens; ++t) longest = std::max<int64_t>(longest, places[t].position + 1);
+
+  auto attend = [&](int64_t t, int64_t head, int64_t split, float* out) {
+    const int64_t first = split * kSplit, count = std::min<int64_t>(kSplit, places[t].position + 1 - first);
+    float scaled[kMaxHeadDim];
+    const float* query = q.as<float>() + t * q.strides[0] + head * head_dim;
+    for (int64_t i = 0; i < head_dim; ++i) scaled[i] = query[i] * scale;
+    return k.attend(out, scaled, cache.pages.data, page_elements, cache.pages.dtype,
+                    pages_of(batch, places[t].sequence) + first / kPage, count, head, head_dim);
+  };
+  auto finish = [&](int64_t t, int64_t head, const Running& state, const float* total) {
+    float* out = act.as<float>() + t * act.strides[0] + head * head_dim;
+    for (int64_t i = 0; i < head_dim; ++i) out[i] = total[i] / state.sum;
+  };
+
+  const int64_t pairs = tokens * n_head, splits = splits_of(longest);
+  if (splits > 1 && pairs <= kMaxSpread && pairs < 4 * num_threads()) {
+    // scores of every split first, then the merges
+    float* partials = reinterpret_cast<float*>(workspace.as<char>() + round_up(tokens * sizeof(TokenPlace), 64));
+    const int64_t stride = head_dim + 2;
+    parallel_for(pairs * splits, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t t = i / splits / n_head;
+        if (i % splits >= splits_of(places[t].position + 1)) continue;
+        float* at = partials + i * stride;
+        const AttentionPartial part = attend(t, i / splits % n_head, i % splits, at + 2);
+        at[0] = part.max;
+        at[1] = part.sum;
+      }
+    });
+    for (int64_t i = 0; i < pairs; ++i) {
+      Running state;
+      float total[kMaxHeadDim];
+      std::memset(total, 0, head_dim * sizeof(float));
+      const int64_t t = i / n_head;
+      for (int64_t s = 0; s < splits_of(places[t].position + 1); ++s) {
+        const float* at = partials + (i * splits + s) * stride;
+        merge(state, total, {at[0], at[1]}, at + 2, head_dim);
+      }
+      finish(t, i % n_head, state, total);
+    }
+    return;
+  }
+
+  auto whole = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t t = i / n_head, head = i % n_head;
+      Running state;
+      float total[kMaxHeadDim], values[kMaxHeadDim];
+      std::memset(total, 0, head_dim * sizeof(float));
+      for (int64_t s = 0; s < splits_of(places[t].position + 1); ++s) {
+        const AttentionPartial part = attend(t, head, s, values);
+        merge(state, total, part, values, head_dim);
+      }
+      finish(t, head, state, total);
+    }
+  };
+  // Work grows with the position: small pieces, handed out from the front, even it out.
+  if (pairs * longest * head_dim <= 16384) whole(0, pairs);
+  else parallel_for(pairs, grain_for(pairs, 16), whole);
+}
+
+}  // namespace codegen_fast::cpu

@@ -1,0 +1,33 @@
+// One instruction set's table. Compiled once for each, with its flags and -DCODEGEN_FAST_ISA=<name>.
+#include "attention.h"
+#include "products.h"
+#include "rows.h"
+#include "table.h"
+
+#define CODEGEN_FAST_STRING_(x) #x
+#define CODEGEN_FAST_STRING(x) CODEGEN_FAST_STRING_(x)
+#define CODEGEN_FAST_JOIN_(a, b) a##b
+#define CODEGEN_FAST_JOIN(a, b) CODEGEN_FAST_JOIN_(a, b)
+
+namespace codegen_fast::cpu {
+
+const Kernels& CODEGEN_FAST_JOIN(kernels_, CODEGEN_FAST_ISA)() {
+  using namespace CODEGEN_FAST_ISA;
+  static constexpr Kernels table = {
+      .name = CODEGEN_FAST_STRING(CODEGEN_FAST_ISA),
+      .layer_norm = layer_norm,
+      .quantize = quantize,
+      .bias_gelu = bias_gelu,
+      .rotate = rotate,
+      .exponentials = exponentials,
+      .to_f32 = to_f32,
+      .from_f32 = from_f32,
+      .panel_product = panel_product,
+      .panel_product_i8 = panel_product_i8,
+      .append = append,
+      .attend = attend,
+  };
+  return table;
+}
+
+}  // namespace codegen_fast::cpu

@@ -1,0 +1,115 @@
+// Kernels over one row: LayerNorm, quantisation of activations, bias + gelu, rotary, conversions.
+#pragma once
+
+#include <cmath>
+
+#include "simd.h"
+#include "table.h"
+
+namespace codegen_fast::cpu::CODEGEN_FAST_ISA {
+
+// Sum of f(v) over x[n], f applied to vectors: four running vectors, then the tail, always in the same order.
+template <class F>
+static inline float sum_row(const float* x, int64_t n, F f) {
+  vreg sums[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * kWidth <= n; i += 4 * kWidth)
+    for (int j = 0; j < 4; ++j) sums[j] += f(load(x + i + j * kWidth));
+  for (; i + kWidth <= n; i += kWidth) sums[0] += f(load(x + i));
+  float total = sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  for (; i < n; ++i) total += f(set1(x[i]))[0];
+  return total;
+}
+
+static void layer_norm(float* out, const float* x, const float* weight, const float* bias, float eps, int64_t d) {
+  const float mean = sum_row(x, d, [](vreg v) { return v; }) / static_cast<float>(d);
+  const float square = sum_row(x, d, [mean](vreg v) { return (v - mean) * (v - mean); });
+  const float inverse = 1.0f / std::sqrt(square / static_cast<float>(d) + eps);
+  int64_t i = 0;
+  for (; i + kWidth <= d; i += kWidth)
+    store(out + i, fma((load(x + i) - mean) * inverse, load(weight + i), load(bias + i)));
+  for (; i < d; ++i) out[i] = fma((set1(x[i]) - mean) * inverse, set1(weight[i]), set1(bias[i]))[0];
+}
+
+static void quantize(int8_t* q, float* scales, const float* x, int64_t n) {
+  for (int64_t first = 0; first < n; first += kGroup, ++scales) {
+    const int64_t count = n - first < kGroup ? n - first : kGroup;
+    const float* v = x + first;
+    float amax = 0.0f;
+    bool finite = true;
+    for (int64_t i = 0; i < count; ++i) {
+      const float a = __builtin_fabsf(v[i]);
+      amax = a > amax ? a : amax;
+      finite = finite && a <= 3.402823466e38f;
+    }
+    // A NaN or an infinity must stay visible: through the scale it reaches every output of the row.
+    *scales = finite ? amax / 127.0f : __builtin_nanf("");
+    const float inverse = finite && amax > 0.0f ? 127.0f / amax : 0.0f;
+    const float rounding = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest even integer
+    // amax below about 3.7e-37 overflows the inverse: the group is as good as zero
+    if (!(inverse <= 3.402823466e38f)) {
+      for (int64_t i = 0; i < count; ++i) q[first + i] = 0;
+      continue;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const float scaled = finite ? v[i] * inverse : 0.0f;
+      q[first + i] = static_cast<int8_t>(static_cast<int32_t>(float_to_bits(scaled + rounding) - 0x4B400000u));
+    }
+  }
+  for (int64_t i = n; i % kQuad; ++i) q[i] = 0;
+}
+
+// gelu_new(x) = x / 2 * (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) = x / (1 + exp(-2 sqrt(2/pi) (x + 0.044715 x^3))),
+// which needs no tanh and loses nothing near zero.
+static inline vreg gelu_new(vreg x) {
+  const vreg inner = x * fma(x * x, set1(0.044715f), set1(1.0f));
+  return x / (1.0f + exp(inner * set1(-1.5957691216057308f)));
+}
+
+static void bias_gelu(float* out, const float* x, const float* bias, int64_t n) {
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) store(out + i, gelu_new(load(x + i) + load(bias + i)));
+  for (; i < n; ++i) out[i] = gelu_new(set1(x[i]) + set1(bias[i]))[0];
+}
+
+static void rotate(float* x, const float* cosines, const float* sines, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    const float even = x[2 * i], odd = x[2 * i + 1];
+    x[2 * i] = even * cosines[i] - odd * sines[i];
+    x[2 * i + 1] = odd * cosines[i] + even * sines[i];
+  }
+}
+
+static void exponentials(float* out, const float* z, int64_t n) {
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) store(out + i, exp(load(z + i)));
+  for (; i < n; ++i) out[i] = exp(set1(z[i]))[0];
+}
+
+template <class T>
+static void widen(float* out, const void* in, int64_t n) {
+  const T* p = static_cast<const T*>(in);
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) store(out + i, load(p + i));
+  for (; i < n; ++i) out[i] = to_float(p[i]);
+}
+
+template <class T>
+static void narrow(void* out, const float* in, int64_t n) {
+  T* p = static_cast<T*>(out);
+  for (int64_t i = 0; i < n; ++i) p[i] = from_float<T>(in[i]);
+}
+
+static void to_f32(float* out, const void* in, DType type, int64_t n) {
+  if (type == DType::f32) widen<float>(out, in, n);
+  else if (type == DType::f16) widen<half>(out, in, n);
+  else widen<bfloat>(out, in, n);
+}
+
+static void from_f32(void* out, const float* in, DType type, int64_t n) {
+  if (type == DType::f32) narrow<float>(out, in, n);
+  else if (type == DType::f16) narrow<half>(out, in, n);
+  else narrow<bfloat>(out, in, n);
+}
+
+}  // namespace codegen_fast::cpu::CODEGEN_FAST_ISA

@@ -1,0 +1,52 @@
+// After the layers: final LayerNorm + lm_head, for the rows whose logits are wanted.
+#include "product.h"
+
+namespace codegen_fast::cpu {
+
+int64_t lm_head_workspace(int64_t num_rows, const PackedWeight& w_lm) {
+  return ProductScratch::bytes(num_rows, w_lm, true);
+}
+
+void lm_head(TensorView& logits, const TensorView& x, const TensorView& rows, const Norm& norm,
+             const PackedWeight& w_lm, const TensorView& bias_lm, Phase, TensorView& workspace) {
+  // check
+  const Device device = x.device;
+  check_packed(w_lm, "w_lm", device);
+  const int64_t d = w_lm.in_features(), vocab_size = w_lm.out_features();
+  if (w_lm.num_sections != 1 || w_lm.num_segments != 1) throw ValueError("w_lm: expected one section and one segment");
+  check_activations(x, -1, d, device);
+  check_dtype(rows, {DType::i32});
+  check_shape(rows, {-1});
+  check_contiguous(rows);
+  check_device(rows, device);
+  const int64_t count = rows.shape[0];
+  check_activations(logits, count, vocab_size, device);
+  check_norm(norm, d, device);
+  check_dtype(bias_lm, {DType::f32});
+  check_shape(bias_lm, {vocab_size});
+  check_contiguous(bias_lm);
+  check_device(bias_lm, device);
+  check_workspace(workspace, lm_head_workspace(count, w_lm));
+  if (count == 0) return;
+
+  // LayerNorm
+  const ProductScratch scratch(workspace, count, w_lm, true);
+  const ProductRows prepared = prepare_rows(
+      [&](int64_t m) -> const float* {
+        const int64_t t = rows.as<int32_t>()[m];
+        return t < 0 || t >= x.shape[0] ? nullptr : x.as<float>() + t * x.strides[0];
+      },
+      count, 0, &norm, w_lm, scratch);
+
+  // product and epilogue
+  multiply(w_lm, prepared, [&](const Tile& tile) {
+    const float* bias = bias_lm.as<float>() + tile.first_row;
+    for (int64_t i = 0; i < tile.tokens; ++i) {
+      float* out = logits.as<float>() + (tile.first_token + i) * logits.strides[0] + tile.first_row;
+      const float* c = tile.c + i * kPanel;
+      for (int64_t j = 0; j < tile.count; ++j) out[j] = c[j] + bias[j];
+    }
+  });
+}
+
+}  // namespace codegen_fast::cpu

@@ -1,0 +1,147 @@
+#include "pool.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "../view.h"
+
+namespace codegen_fast::cpu {
+namespace {
+
+inline void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Between two ops of a decode step a few microseconds of Python pass; waking a sleeping thread costs tens.
+constexpr int kSpins = 4000;
+
+class Pool {
+ public:
+  ~Pool() { stop(); }
+
+  int size() const { return size_.load(std::memory_order_relaxed); }
+
+  void resize(int n) {
+    if (n == size()) return;
+    std::lock_guard<std::mutex> lock(region_);
+    stop();
+    quit_.store(false);
+    for (int i = 1; i < n; ++i) workers_.emplace_back([this] { work(); });
+    size_.store(n);
+  }
+
+  void run(int64_t n, int64_t grain, detail::Body body, void* context) {
+    if (size() == 1 || n <= grain || !region_.try_lock()) {
+      body(context, 0, n);
+      return;
+    }
+    n_ = n;
+    grain_ = grain;
+    body_ = body;
+    context_ = context;
+    next_.store(0, std::memory_order_relaxed);
+    open_.store(true);
+    generation_.fetch_add(1);
+    generation_.notify_all();
+    take_pieces();
+    // A worker that has not woken by now finds the region closed and never touches it.
+    open_.store(false);
+    for (int spins = 0; active_.load() != 0;) {
+      if (++spins < kSpins) pause();
+      else std::this_thread::yield();
+    }
+    region_.unlock();
+  }
+
+ private:
+  void take_pieces() {
+    for (;;) {
+      const int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
+      if (begin >= n_) return;
+      body_(context_, begin, std::min(begin + grain_, n_));
+    }
+  }
+
+  void work() {
+    uint64_t seen = 0;
+    for (;;) {
+      for (int spins = 0; generation_.load() == seen && spins < kSpins; ++spins) pause();
+      generation_.wait(seen);
+      seen = generation_.load();
+      if (quit_.load()) return;
+      active_.fetch_add(1);
+      if (open_.load()) take_pieces();
+      active_.fetch_sub(1);
+    }
+  }
+
+  void stop() {
+    quit_.store(true);
+    generation_.fetch_add(1);
+    generation_.notify_all();
+    for (auto& w : workers_) w.join();
+    workers_.clear();
+  }
+
+  std::mutex region_;  // held for the length of a parallel region
+  std::vector<std::thread> workers_;
+  std::atomic<int> size_{1};
+  std::atomic<uint64_t> generation_{0};
+  std::atomic<bool> open_{false};
+  std::atomic<bool> quit_{false};
+  std::atomic<int> active_{0};  // workers that may be reading the region below
+  std::atomic<int64_t> next_{0};
+  int64_t n_ = 0, grain_ = 1;
+  detail::Body body_ = nullptr;
+  void* context_ = nullptr;
+};
+
+std::atomic<Pool*> g_pool{nullptr};
+
+Pool& pool() {
+  Pool* p = g_pool.load(std::memory_order_acquire);
+  if (p) return *p;
+  static std::mutex creation;
+  std::lock_guard<std::mutex> lock(creation);
+  p = g_pool.load();
+  if (p) return *p;
+  static std::once_flag registered;
+  // Threads don't survive a fork. The child forgets the parent's pool (its mutex may be held for ever) and makes
+  // its own at the next call.
+  std::call_once(registered, [] { pthread_atfork(nullptr, nullptr, [] { g_pool.store(nullptr); }); });
+  p = new Pool;  // lives as long as the process: joining threads while the interpreter exits can hang
+  g_pool.store(p, std::memory_order_release);
+  return *p;
+}
+
+}  // namespace
+
+void set_num_threads(int n) {
+  if (n < 1) throw ValueError("num_threads: expected at least 1, got " + std::to_string(n));
+  pool().resize(std::min(n, 256));
+}
+
+int num_threads() { return pool().size(); }
+
+namespace detail {
+void parallel_for(int64_t n, int64_t grain, Body body, void* context) {
+  if (n <= 0) return;
+  pool().run(n, std::max<int64_t>(grain, 1), body, context);
+}
+}  // namespace detail
+
+int64_t grain_for(int64_t n, int pieces) {
+  const int64_t parts = static_cast<int64_t>(num_threads()) * pieces;
+  return std::max<int64_t>(1, (n + parts - 1) / parts);
+}
+
+}  // namespace codegen_fast::cpu

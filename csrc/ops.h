@@ -1,0 +1,172 @@
+// Floor 1: THE contract. Every op of the decoder, once, for every backend.
+//
+// A backend is a namespace (cpu, cuda) that defines the functions at the end of this file. An op
+//   - never allocates: scratch is passed in, sized by the op's own *_workspace function (bytes);
+//   - never synchronises, and never reads a device's memory on the host;
+//   - writes its outputs and its scratch, nothing else; outputs do not overlap inputs unless said;
+//   - checks names, shapes, dtypes, strides and devices before it launches, and throws ValueError or TypeError;
+//   - accepts num_tokens == 0, and then writes nothing.
+//
+// Symbols, as in the model's description:
+//   d = n_embd, H = n_head, D = d/H, R = rotary_dim, F = n_inner, V = vocab_size, P = n_positions
+//   T = tokens of the call (all sequences, one after another), B = sequences of the call
+//
+// Activations between ops ("act" below): float32 on the CPU; float16 or bfloat16 on CUDA. All sums are float32 or
+// wider (int32 inside int8 groups).
+//
+// INVARIANCE. Within a phase an output element's bits follow from the op's shapes, the token's own inputs and
+// its sequence's own length. They never depend on T, on B, on the other sequences, on the number of threads, or
+// on where a prompt was cut into chunks.
+#pragma once
+
+#include "view.h"
+
+namespace codegen_fast {
+
+// Prefill: many tokens of a sequence at once. Decode: the steps of generation and the verification of drafts.
+// Backends may use different arithmetic in the two; a token's bits are reproducible within each.
+enum class Phase : uint8_t { prefill, decode };
+
+// ---- Operands ----------------------------------------------------------------------------------
+
+// The weights of one linear map y = W x in the backend's stored layout, read by both phases.
+//
+// Logically W is (out_features, in_features). Its rows are cut into sections (W_in: q, k, v, fc_in; else one) and
+// its columns into segments (W_out: attention, fc_out; else one), so that tensors of a checkpoint land in it one
+// by one. Only pack() and unpack() and the products know the order of elements inside `data`.
+//   dtype f32, f16, bf16: the values themselves.
+//   dtype i8: symmetric, W[row, col] = scale[segment(col), row] * q, q in [-127, 127];
+//             scale = amax / 127 over the row's columns of that segment, q = round_half_even(W * (127 / amax)),
+//             both in float32; a row of zeros has scale 0.
+struct PackedWeight {
+  static constexpr int kMaxSections = 4;
+  static constexpr int kMaxSegments = 2;
+  DType dtype = DType::f32;
+  int num_sections = 1;
+  int64_t section_rows[kMaxSections] = {};  // out_features of each section
+  int num_segments = 1;
+  int64_t segment_cols[kMaxSegments] = {};  // in_features of each segment
+  TensorView data;    // (packed_weight_bytes,) u8, 64-byte aligned
+  TensorView scales;  // i8 only: (packed_weight_scales,) f32
+
+  int64_t out_features() const { int64_t n = 0; for (int i = 0; i < num_sections; ++i) n += section_rows[i]; return n; }
+  int64_t in_features() const { int64_t n = 0; for (int i = 0; i < num_segments; ++i) n += segment_cols[i]; return n; }
+};
+
+struct Norm {
+  TensorView weight;  // (d,) f32
+  TensorView bias;    // (d,) f32
+  float eps = 1e-5f;
+};
+
+// A ragged batch: B sequences, each with the tokens that are new in this call, and its pages of the cache.
+// Token t of sequence b has position seq_lens[b] - (query_start[b+1] - query_start[b]) + (t - query_start[b]).
+struct Batch {
+  TensorView query_start;  // (B+1,) i32: tokens query_start[b] .. query_start[b+1] of the call belong to b
+  TensorView seq_lens;     // (B,) i32: length of the sequence with its new tokens
+  TensorView page_table;   // (B, max_pages) i32, rows may be strided: page of positions [i*page_size, (i+1)*page_size)
+  int64_t num_tokens = 0;  // T, known to the host
+  int64_t max_seq_len = 0; // an upper bound of seq_lens, known to the host
+
+  int64_t num_seqs() const { return seq_lens.shape[0]; }
+};
+
+// One layer's paged cache. The order inside a page belongs to the backend; copying whole pages is all that others
+// may do with it.
+struct KVCache {
+  TensorView pages;  // (num_pages, page_size, 2 * d) f32, f16 or bf16, contiguous; page_size = kv_page_size()
+};
+
+struct SamplingParams {       // one entry a row of logits
+  TensorView temperature;     // (B,) f32; 0 takes the largest logit (the first of equals)
+  TensorView top_k;           // (B,) i32; 0 keeps all
+  TensorView top_p;           // (B,) f32; 1 keeps all
+  TensorView seed;            // (B,) i64, read as 64 unsigned bits: the prompt's seed
+  TensorView sample_index;    // (B,) i32: which sample of that prompt
+  TensorView position;        // (B,) i32: the position that the sampled token will have
+};
+
+// ---- The ops of a backend ----------------------------------------------------------------------
+
+#define CODEGEN_FAST_DECLARE_OPS                                                                                      \
+  /* Bytes of PackedWeight::data and floats of PackedWeight::scales. */                                               \
+  int64_t packed_weight_bytes(const PackedWeight& w);                                                                 \
+  int64_t packed_weight_scales(const PackedWeight& w);                                                                \
+  /* Tokens a page holds. */                                                                                          \
+  int64_t kv_page_size();                                                                                             \
+                                                                                                                      \
+  /* Rows row .. row+n of (section, segment) of w  <-  source (n, segment_cols) f32, f16 or bf16, rows may be         \
+     strided. Values are rounded to nearest even; i8 quantises as PackedWeight says.                                  \
+     status (2,) i32, added to: [0] values of the source that are NaN or infinite, [1] finite values that became      \
+     infinite in a narrower type. Every element of every section and segment is written once by the loader;           \
+     padding is written by clear_packed. */                                                                           \
+  void pack(PackedWeight& w, int64_t section, int64_t row, int64_t segment, const TensorView& source,                 \
+            TensorView& status);                                                                                      \
+  /* Fills w (padding included) with zeros. */                                                                        \
+  void clear_packed(PackedWeight& w);                                                                                 \
+  /* i8 only: puts quantised rows back as they were saved: source (n, segment_cols) i8, scales (n,) f32. */           \
+  void pack_quantized(PackedWeight& w, int64_t section, int64_t row, int64_t segment, const TensorView& source,       \
+                      const TensorView& scales);                                                                      \
+  /* out (n, segment_cols) f32, f16 or bf16  <-  rows row .. row+n, dequantised; or, for an i8 weight and out i8,     \
+     the quantised values themselves, with out_scales (n,) f32 (an empty view otherwise). */                          \
+  void unpack(TensorView& out, TensorView& out_scales, const PackedWeight& w, int64_t section, int64_t row,           \
+              int64_t segment);                                                                                       \
+                                                                                                                      \
+  /* q (T, ceil4 columns) i8, scales (T, groups) f32  <-  x (T, K) act, as the products do it in w8a8: every          \
+     segment of w is cut into groups of 64 columns (the last may be shorter); in a group scale = amax / 127,          \
+     q = round_half_even(x * (127 / amax)), 0 where amax is 0. Columns stand in segments padded with 0 to             \
+     multiples of 4. Exists so that tests see the quantised activations. */                                           \
+  void quantize_activations(TensorView& q, TensorView& scales, const TensorView& x, const PackedWeight& w);           \
+                                                                                                                      \
+  /* x[t] = wte[ids[t]].  x (T, d) act; ids (T,) i64; wte (V, d) f32, f16 or bf16.                                    \
+     An id outside [0, V) gives a row of NaN (callers check ids; this keeps memory safe). */                          \
+  void embed(TensorView& x, const TensorView& ids, const TensorView& wte);                                            \
+                                                                                                                      \
+  /* out[t] = (x[t] - mean) / sqrt(var + eps) * weight + bias, var biased.  out, x (T, d) act. May be in place. */    \
+  void layer_norm(TensorView& out, const TensorView& x, const Norm& norm);                                            \
+                                                                                                                      \
+  /* h = layer_norm(x);  q, k, v, m = the four sections of w_in (3d + F, d) times h;                                  \
+     q, k = rotary(q, k): the first R dims of every head, pairs (2i, 2i+1), angle position * 10000^(-2i/R);           \
+     q_out (T, d) = q;  the cache gets k and v at the token's position;  act[:, d:] = gelu_new(m + bias_in).          \
+     x (T, d) act; act (T, d + F) act, columns 0 .. d untouched; bias_in (F,) f32;                                    \
+     rotary (P, R) f32: R/2 cosines, then R/2 sines of each position. */                                              \
+  void input_product(TensorView& q_out, TensorView& act, KVCache& cache, const TensorView& x, const Norm& norm,       \
+                     const PackedWeight& w_in, const TensorView& bias_in, const TensorView& rotary, int64_t n_head,   \
+                     const Batch& batch, Phase phase, TensorView& workspace);                                         \
+  int64_t input_product_workspace(int64_t num_tokens, const PackedWeight& w_in);                                      \
+                                                                                                                      \
+  /* act[t, :d] = softmax(q[t] . k[j] / sqrt(D) over j = 0 .. position(t)) v, per head, of the token's own sequence.  \
+     Cut into splits of a fixed number of keys, counted from position 0 and combined in order. */                     \
+  void attention(TensorView& act, const TensorView& q, const KVCache& cache, int64_t n_head, const Batch& batch,      \
+                 Phase phase, TensorView& workspace);                                                                 \
+  int64_t attention_workspace(int64_t num_tokens, int64_t n_head, int64_t head_dim, int64_t max_seq_len);             \
+                                                                                                                      \
+  /* x[t] += w_out (d, d + F) times act[t] + bias_out.  x (T, d) act, in place; act (T, d + F); bias_out (d,) f32. */ \
+  void output_product(TensorView& x, const TensorView& act, const PackedWeight& w_out, const TensorView& bias_out,    \
+                      Phase phase, TensorView& workspace);                                                            \
+  int64_t output_product_workspace(int64_t num_tokens, const PackedWeight& w_out);                                    \
+                                                                                                                      \
+  /* logits[m] = w_lm (V, d) times layer_norm(x[rows[m]]) + bias_lm.                                                  \
+     logits (M, V) f32; x (T, d) act; rows (M,) i32, each in [0, T) (others give NaN); bias_lm (V,) f32. */           \
+  void lm_head(TensorView& logits, const TensorView& x, const TensorView& rows, const Norm& norm,                     \
+               const PackedWeight& w_lm, const TensorView& bias_lm, Phase phase, TensorView& workspace);              \
+  int64_t lm_head_workspace(int64_t num_rows, const PackedWeight& w_lm);                                              \
+                                                                                                                      \
+  /* out (B,) i64  <-  logits (B, V) f32. With temperature 0 the argmax. Else, in transformers' order:                \
+     z = logits / temperature; top_k drops what is below the k-th largest (equals of it stay); top_p keeps, from      \
+     the most probable down (of equals the lower id first), every token before which less than top_p of the mass      \
+     that top_k left has been kept; one token always stays. u = philox_uniform(seed, sample_index, position)          \
+     (philox.h); the token is the first kept id, in order of ids, at which the running mass exceeds u * kept mass.    \
+     A row with a NaN, or with no finite logit, gives -1. */                                                          \
+  void sample(TensorView& out, const TensorView& logits, const SamplingParams& params, TensorView& workspace);        \
+  int64_t sample_workspace(int64_t num_rows, int64_t vocab_size);                                                     \
+                                                                                                                      \
+  /* pages[destination[i]] = pages[source[i]] for one layer. source, destination (n,) i32; no destination twice,      \
+     none that is also a source. */                                                                                   \
+  void copy_pages(KVCache& cache, const TensorView& source, const TensorView& destination);
+
+namespace cpu {
+CODEGEN_FAST_DECLARE_OPS
+}
+
+}  // namespace codegen_fast
