@@ -151,6 +151,16 @@ def forced_isa(name: str) -> Iterator[None]:
         _C.force_isa(before)
 
 
+@contextmanager
+def dry_run() -> Iterator[None]:
+    """Ops of the block convert their arguments and return: to measure what Python and the binding cost (process-wide)."""
+    _C.set_dry_run(True)
+    try:
+        yield
+    finally:
+        _C.set_dry_run(False)
+
+
 def set_num_threads(n: int) -> None:
     """Threads that the CPU ops use. The decoder sets it to ``torch.get_num_threads()`` at every call."""
     _C.set_num_threads(n)

@@ -122,6 +122,7 @@ void bind_machine(py::module_& m) {
   m.def("build_info", &build_info);
   m.def("cuda_devices", &cuda_devices);
   m.def("cpu_isa", [] { return cpu::kernels().name; });
+  m.def("set_dry_run", [](bool on) { g_dry_run.store(on); }, py::arg("on"));
   m.def("force_isa", &cpu::force_isa, py::arg("name"));
   m.def("set_num_threads", &cpu::set_num_threads, py::arg("n"), py::call_guard<py::gil_scoped_release>());
   m.def("num_threads", &cpu::num_threads);
