@@ -1,4 +1,5 @@
 // Packing, quantisation and their inverses: the only code that writes or reads the order of elements in a weight.
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -10,30 +11,40 @@
 namespace codegen_fast::cpu {
 namespace {
 
-constexpr int64_t kBlock = 256;  // values converted at a time, on the stack
+constexpr int64_t kBlock = 64;  // columns that are converted at a time, on the stack; a multiple of kQuad
 
 bool is_float(DType t) { return t == DType::f32 || t == DType::f16 || t == DType::bf16; }
 
-struct Place {  // of row `row` of a section in data and scales
-  int64_t panel, lane;
+// The rows of one panel that a call writes or reads: lanes first_lane .. first_lane + lanes of panel `panel`, which
+// are rows first_row ... of the caller's tensor.
+struct PanelRows {
+  int64_t panel, first_lane, lanes, first_row;
 };
 
-Place place(const PackedWeight& w, int64_t section, int64_t row) {
-  return {first_panel(w, section) + row / kPanel, row % kPanel};
+// Calls f(PanelRows) on the threads for rows row .. row + n of a section.
+template <class F>
+void for_panels(const PackedWeight& w, int64_t section, int64_t row, int64_t n, F&& f) {
+  if (n == 0) return;
+  const int64_t first = row / kPanel, last = (row + n - 1) / kPanel, base = first_panel(w, section);
+  parallel_for(last - first + 1, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = first + begin; p < first + end; ++p) {
+      const int64_t from = std::max(row, p * kPanel), to = std::min(row + n, (p + 1) * kPanel);
+      f(PanelRows{base + p, from - p * kPanel, to - from, from - row});
+    }
+  });
 }
 
 template <class T>
-T* element(const PackedWeight& w, Place at, int64_t segment, int64_t column) {
-  char* panel = w.data.as<char>() + at.panel * panel_bytes(w);
-  const int64_t c = first_column(w, segment);
-  if constexpr (sizeof(T) == 1)
-    return reinterpret_cast<T*>(panel) + (c + column / kQuad * kQuad) * kPanel + at.lane * kQuad + column % kQuad;
-  else
-    return reinterpret_cast<T*>(panel) + (c + column) * kPanel + at.lane;
+T* columns_of(const PackedWeight& w, int64_t panel, int64_t segment) {
+  return reinterpret_cast<T*>(w.data.as<char>() + panel * panel_bytes(w)) + first_column(w, segment) * kPanel;
 }
 
-float* scale_of(const PackedWeight& w, Place at, int64_t segment) {
-  return w.scales.as<float>() + (segment * num_panels(w) + at.panel) * kPanel + at.lane;
+float* scales_of(const PackedWeight& w, PanelRows at, int64_t segment) {
+  return w.scales.as<float>() + (segment * num_panels(w) + at.panel) * kPanel + at.first_lane;
+}
+
+const char* row_of(const TensorView& t, int64_t row) {
+  return t.as<char>() + row * t.strides[0] * dtype_bytes(t.dtype);
 }
 
 void check_rows(const PackedWeight& w, int64_t section, int64_t row, int64_t segment, const TensorView& rows) {
@@ -62,8 +73,29 @@ float overflow_bound(DType to) {
   return INFINITY;
 }
 
+// The largest magnitude as float bits, which order as the floats do: at least 0x7f800000 where there is a NaN or an
+// infinity. As integers, because compilers vectorise their maximum and not that of floats.
+int32_t largest_bits(const float* v, int64_t n) {
+  int32_t m = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    int32_t bits;
+    std::memcpy(&bits, v + i, 4);
+    bits &= 0x7fffffff;
+    m = bits > m ? bits : m;
+  }
+  return m;
+}
+
+float as_float(int32_t bits) {
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+
 Faults count_faults(const float* v, int64_t n, float bound) {
   Faults f;
+  const float largest = as_float(largest_bits(v, n));
+  if (largest < bound && largest <= 3.402823466e38f) return f;
   for (int64_t i = 0; i < n; ++i) {
     const float a = std::fabs(v[i]);
     const bool finite = a <= 3.402823466e38f;
@@ -73,50 +105,108 @@ Faults count_faults(const float* v, int64_t n, float bound) {
   return f;
 }
 
-// Calls f(column, values, n) for blocks of one source row, widened to float32.
-template <class F>
-void for_blocks(const TensorView& source, int64_t row, F&& f) {
-  float values[kBlock];
-  const int64_t n = source.shape[1];
-  const char* base = source.as<char>() + row * source.strides[0] * dtype_bytes(source.dtype);
-  for (int64_t c = 0; c < n; c += kBlock) {
-    const int64_t count = n - c < kBlock ? n - c : kBlock;
-    kernels().to_f32(values, base + c * dtype_bytes(source.dtype), source.dtype, count);
-    f(c, values, count);
+// round_half_even(v * inverse) for |v * inverse| <= 127: adding 1.5 * 2^23 rounds to the nearest even integer.
+void quantize_block(int8_t* q, const float* v, float inverse, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    const float shifted = v[i] * inverse + 12582912.0f;
+    int32_t bits;
+    std::memcpy(&bits, &shifted, 4);
+    q[i] = static_cast<int8_t>(bits - 0x4B400000);
   }
 }
 
+// Calls f(column, n) for the blocks of a row of `columns`.
+template <class F>
+void for_blocks(int64_t columns, F&& f) {
+  for (int64_t c = 0; c < columns; c += kBlock) f(c, std::min(kBlock, columns - c));
+}
+
+void add(Faults& total, Faults f) {
+  total.non_finite += f.non_finite;
+  total.overflowed += f.overflowed;
+}
+
+// A block of all rows is converted, then written column by column: the panel is filled from its first byte to its last.
 template <class T>
-Faults pack_row(const PackedWeight& w, Place at, int64_t segment, const TensorView& source, int64_t row) {
+Faults pack_panel(const PackedWeight& w, PanelRows at, int64_t segment, const TensorView& source) {
   Faults faults;
   const float bound = source.dtype == w.dtype ? INFINITY : overflow_bound(w.dtype);
-  for_blocks(source, row, [&](int64_t column, const float* values, int64_t n) {
-    const Faults f = count_faults(values, n, bound);
-    faults.non_finite += f.non_finite;
-    faults.overflowed += f.overflowed;
-    T narrow[kBlock];
-    kernels().from_f32(narrow, values, w.dtype, n);
-    for (int64_t i = 0; i < n; ++i) *element<T>(w, at, segment, column + i) = narrow[i];
+  T* data = columns_of<T>(w, at.panel, segment) + at.first_lane;
+  for_blocks(source.shape[1], [&](int64_t column, int64_t n) {
+    T block[kPanel][kBlock];
+    float values[kBlock];
+    for (int64_t r = 0; r < at.lanes; ++r) {
+      const char* from = row_of(source, at.first_row + r) + column * dtype_bytes(source.dtype);
+      kernels().to_f32(values, from, source.dtype, n);
+      add(faults, count_faults(values, n, bound));
+      if (source.dtype == w.dtype) std::memcpy(block[r], from, n * sizeof(T));
+      else kernels().from_f32(block[r], values, w.dtype, n);
+    }
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t r = 0; r < at.lanes; ++r) data[(column + i) * kPanel + r] = block[r][i];
   });
   return faults;
 }
 
-Faults quantize_row(const PackedWeight& w, Place at, int64_t segment, const TensorView& source, int64_t row) {
+// Puts n columns of one row, from a whole quad on, into an int8 panel.
+void put_quads(int8_t* panel, int64_t lane, int64_t column, const int8_t* values, int64_t n) {
+  for (int64_t i = 0; i < n; i += kQuad)
+    std::memcpy(panel + (column + i) * kPanel + lane * kQuad, values + i, std::min<int64_t>(kQuad, n - i));
+}
+
+Faults quantize_panel(const PackedWeight& w, PanelRows at, int64_t segment, const TensorView& source) {
   Faults faults;
-  float amax = 0.0f;
-  for_blocks(source, row, [&](int64_t, const float* values, int64_t n) {
-    faults.non_finite += count_faults(values, n, INFINITY).non_finite;
-    for (int64_t i = 0; i < n; ++i) amax = std::fabs(values[i]) > amax ? std::fabs(values[i]) : amax;
-  });
-  float inverse = amax > 0.0f ? 127.0f / amax : 0.0f;
-  if (!(inverse <= 3.402823466e38f)) inverse = 0.0f;  // amax below about 3.7e-37: the row is as good as zero
-  *scale_of(w, at, segment) = amax / 127.0f;
+  int8_t* data = columns_of<int8_t>(w, at.panel, segment);
+  float* scales = scales_of(w, at, segment);
+  float inverse[kPanel], values[kBlock];
+  for (int64_t r = 0; r < at.lanes; ++r) {
+    const char* from = row_of(source, at.first_row + r);
+    int32_t largest = 0;
+    for_blocks(source.shape[1], [&](int64_t column, int64_t n) {
+      kernels().to_f32(values, from + column * dtype_bytes(source.dtype), source.dtype, n);
+      add(faults, count_faults(values, n, INFINITY));
+      largest = std::max(largest, largest_bits(values, n));
+    });
+    const float amax = as_float(largest);
+    scales[r] = amax / 127.0f;
+    inverse[r] = amax > 0.0f ? 127.0f / amax : 0.0f;
+    if (!(inverse[r] <= 3.402823466e38f)) inverse[r] = 0.0f;  // amax below about 3.7e-37: as good as zero
+  }
   if (faults.non_finite) return faults;
-  for_blocks(source, row, [&](int64_t column, const float* values, int64_t n) {
-    for (int64_t i = 0; i < n; ++i)
-      *element<int8_t>(w, at, segment, column + i) = static_cast<int8_t>(std::nearbyint(values[i] * inverse));
+  for_blocks(source.shape[1], [&](int64_t column, int64_t n) {
+    for (int64_t r = 0; r < at.lanes; ++r) {
+      kernels().to_f32(values, row_of(source, at.first_row + r) + column * dtype_bytes(source.dtype), source.dtype, n);
+      int8_t q[kBlock];
+      quantize_block(q, values, inverse[r], n);
+      put_quads(data, at.first_lane + r, column, q, n);
+    }
   });
   return faults;
+}
+
+template <class T>
+void unpack_panel(TensorView& out, const PackedWeight& w, PanelRows at, int64_t segment) {
+  const T* data = columns_of<T>(w, at.panel, segment) + at.first_lane * (sizeof(T) == 1 ? kQuad : 1);
+  for_blocks(out.shape[1], [&](int64_t column, int64_t n) {
+    for (int64_t r = 0; r < at.lanes; ++r) {
+      char* to = const_cast<char*>(row_of(out, at.first_row + r)) + column * dtype_bytes(out.dtype);
+      T stored[kBlock];
+      float values[kBlock];
+      for (int64_t i = 0; i < n; ++i) {
+        if constexpr (sizeof(T) == 1) stored[i] = data[(column + i) / kQuad * kQuad * kPanel + r * kQuad + i % kQuad];
+        else stored[i] = data[(column + i) * kPanel + r];
+      }
+      if (out.dtype == w.dtype) {
+        std::memcpy(to, stored, n * sizeof(T));
+        continue;
+      }
+      if constexpr (sizeof(T) == 1)
+        for (int64_t i = 0; i < n; ++i) values[i] = scales_of(w, at, segment)[r] * stored[i];
+      else
+        kernels().to_f32(values, stored, w.dtype, n);
+      kernels().from_f32(to, values, out.dtype, n);
+    }
+  });
 }
 
 }  // namespace
@@ -156,20 +246,13 @@ void pack(PackedWeight& w, int64_t section, int64_t row, int64_t segment, const 
   check_shape(status, {2});
   check_contiguous(status);
 
-  const int64_t n = source.shape[0];
-  parallel_for(n, round_up(grain_for(n), kPanel), [&](int64_t begin, int64_t end) {
-    Faults total;
-    for (int64_t i = begin; i < end; ++i) {
-      const Place at = place(w, section, row + i);
-      const Faults f = w.dtype == DType::i8    ? quantize_row(w, at, segment, source, i)
-                       : w.dtype == DType::f32 ? pack_row<float>(w, at, segment, source, i)
-                                               : pack_row<uint16_t>(w, at, segment, source, i);
-      total.non_finite += f.non_finite;
-      total.overflowed += f.overflowed;
-    }
+  for_panels(w, section, row, source.shape[0], [&](PanelRows at) {
+    const Faults f = w.dtype == DType::i8    ? quantize_panel(w, at, segment, source)
+                     : w.dtype == DType::f32 ? pack_panel<float>(w, at, segment, source)
+                                             : pack_panel<uint16_t>(w, at, segment, source);
     int32_t* s = status.as<int32_t>();
-    std::atomic_ref<int32_t>(s[0]).fetch_add(total.non_finite);
-    std::atomic_ref<int32_t>(s[1]).fetch_add(total.overflowed);
+    if (f.non_finite) std::atomic_ref<int32_t>(s[0]).fetch_add(f.non_finite);
+    if (f.overflowed) std::atomic_ref<int32_t>(s[1]).fetch_add(f.overflowed);
   });
 }
 
@@ -194,13 +277,12 @@ void pack_quantized(PackedWeight& w, int64_t section, int64_t row, int64_t segme
   check_contiguous(scales);
   check_device(scales, source.device);
 
-  const int64_t n = source.shape[0], columns = source.shape[1];
-  parallel_for(n, round_up(grain_for(n), kPanel), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const Place at = place(w, section, row + i);
-      const int8_t* from = source.as<int8_t>() + i * source.strides[0];
-      for (int64_t c = 0; c < columns; ++c) *element<int8_t>(w, at, segment, c) = from[c];
-      *scale_of(w, at, segment) = scales.as<float>()[i];
+  for_panels(w, section, row, source.shape[0], [&](PanelRows at) {
+    int8_t* data = columns_of<int8_t>(w, at.panel, segment);
+    for (int64_t r = 0; r < at.lanes; ++r) {
+      put_quads(data, at.first_lane + r, 0, reinterpret_cast<const int8_t*>(row_of(source, at.first_row + r)),
+                source.shape[1]);
+      scales_of(w, at, segment)[r] = scales.as<float>()[at.first_row + r];
     }
   });
 }
@@ -218,32 +300,13 @@ void unpack(TensorView& out, TensorView& out_scales, const PackedWeight& w, int6
     check_contiguous(out_scales);
   }
 
-  const int64_t n = out.shape[0], columns = out.shape[1];
-  parallel_for(n, round_up(grain_for(n), kPanel), [&](int64_t begin, int64_t end) {
-    float values[kBlock];
-    for (int64_t i = begin; i < end; ++i) {
-      const Place at = place(w, section, row + i);
-      char* to = out.as<char>() + i * out.strides[0] * dtype_bytes(out.dtype);
-      if (raw) {
-        for (int64_t c = 0; c < columns; ++c) reinterpret_cast<int8_t*>(to)[c] = *element<int8_t>(w, at, segment, c);
-        out_scales.as<float>()[i] = *scale_of(w, at, segment);
-        continue;
-      }
-      for (int64_t c = 0; c < columns; c += kBlock) {
-        const int64_t count = columns - c < kBlock ? columns - c : kBlock;
-        if (w.dtype == DType::i8) {
-          const float scale = *scale_of(w, at, segment);
-          for (int64_t j = 0; j < count; ++j) values[j] = scale * *element<int8_t>(w, at, segment, c + j);
-        } else if (w.dtype == DType::f32) {
-          for (int64_t j = 0; j < count; ++j) values[j] = *element<float>(w, at, segment, c + j);
-        } else {
-          uint16_t narrow[kBlock];
-          for (int64_t j = 0; j < count; ++j) narrow[j] = *element<uint16_t>(w, at, segment, c + j);
-          kernels().to_f32(values, narrow, w.dtype, count);
-        }
-        kernels().from_f32(to + c * dtype_bytes(out.dtype), values, out.dtype, count);
-      }
-    }
+  for_panels(w, section, row, out.shape[0], [&](PanelRows at) {
+    if (w.dtype == DType::i8) unpack_panel<int8_t>(out, w, at, segment);
+    else if (w.dtype == DType::f32) unpack_panel<float>(out, w, at, segment);
+    else unpack_panel<uint16_t>(out, w, at, segment);
+    if (raw)
+      for (int64_t r = 0; r < at.lanes; ++r)
+        out_scales.as<float>()[at.first_row + r] = scales_of(w, at, segment)[r];
   });
 }
 
