@@ -1,0 +1,121 @@
+"""How much memory a model takes and how much there is, so that too large a model is refused before it is read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+from typing import Iterator
+
+import torch
+
+from . import ops
+from .config import WEIGHT_DTYPES, CodeGenConfig
+
+
+def packed_kind(dtype: torch.dtype, quantization: str | None) -> str:
+    """The stored type of the products' weights: "int8", or the name of `dtype`."""
+    return quantization or str(dtype).removeprefix("torch.")
+
+
+def model_bytes(config: CodeGenConfig, dtype: torch.dtype, quantization: str | None = None) -> int:
+    """Bytes of the loaded weights: packed products, embedding in `dtype`, norms and biases in float32."""
+    kind = packed_kind(dtype, quantization)
+    packed = {name: ops.packed_weight_nbytes(kind, *shape) for name, shape in config.packed_shapes().items()}
+    d = config.n_embd
+    vectors = config.n_layer * (2 * d + config.inner + d) + 2 * d + config.vocab_size
+    embedding = config.vocab_size * d * dtype.itemsize
+    return config.n_layer * (packed["w_in"] + packed["w_out"]) + packed["lm_head"] + embedding + 4 * vectors
+
+
+def available_bytes(device: torch.device | str = "cpu") -> int | None:
+    """Bytes that can still be allocated on the device; None where the system does not say.
+
+    On Linux the least of MemAvailable and what every control group (a container's limit) leaves.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = [n for n in (_meminfo_available(), *_cgroup_available()) if n is not None]
+    return min(found) if found else _sysconf_available()
+
+
+def check_fits(config: CodeGenConfig, dtype: torch.dtype, quantization: str | None, *, device: torch.device,
+               scratch: int, where: str) -> None:
+    """OSError with both numbers, and the types that would fit, if the model is larger than the memory that is free.
+
+    scratch: bytes that loading takes beside the model.
+    """
+    available = available_bytes(device)
+    needed = model_bytes(config, dtype, quantization) + scratch
+    if available is None or needed <= available:
+        return
+    smaller = []
+    for name, other in WEIGHT_DTYPES.items():
+        if quantization is None and other.itemsize < dtype.itemsize:
+            smaller.append((f"dtype='{name}'", model_bytes(config, other) + scratch))
+    if quantization is None:
+        smaller.append(("quantization='int8'", model_bytes(config, dtype, "int8") + scratch))
+    fitting = [f"{how} needs {gigabytes(n)}" for how, n in smaller if n <= available]
+    kind = packed_kind(dtype, quantization)
+    advice = "; ".join(fitting) or "no smaller type fits either, so free some memory or take a smaller model"
+    raise OSError(f"{where} needs {gigabytes(needed)} of memory as {kind} and {gigabytes(available)} are free; "
+                  f"{advice}")
+
+
+def gigabytes(n: int) -> str:
+    """1234567890 -> "1.23 GB"."""
+    return f"{n / 1e9:.2f} GB" if n < 1e11 else f"{n / 1e9:.0f} GB"
+
+
+def _meminfo_available() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _sysconf_available() -> int | None:
+    """Without /proc (macOS): the free pages where sysconf names them, else all of the machine's memory."""
+    for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"):
+        if name in os.sysconf_names:
+            return os.sysconf(name) * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _cgroup_available(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
+    """What each control group above this process leaves: its limit less its use, page cache counted as free.
+
+    In a container the path in /proc/self/cgroup may be the host's, so groups that are not there are passed over.
+    """
+    try:
+        lines = proc.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":  # version 2
+            mount, limit, usage, cached = root, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):  # version 1
+            mount, limit, usage, cached = (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes",
+                                           "total_inactive_file")
+        else:
+            continue
+        group = PurePosixPath(path.lstrip("/"))
+        for part in (group, *group.parents):
+            left = _group_left(mount / part, limit, usage, cached)
+            if left is not None:
+                yield left
+
+
+def _group_left(group: Path, limit_file: str, usage_file: str, cached_key: str) -> int | None:
+    try:
+        limit = (group / limit_file).read_text().strip()
+        usage = int((group / usage_file).read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except OSError:
+        return None
+    return None if limit == "max" else max(0, int(limit) - usage + int(stat.get(cached_key, 0)))

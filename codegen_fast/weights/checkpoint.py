@@ -1,0 +1,252 @@
+"""The tensors of a checkpoint by name, over memory-mapped files in each of Hugging Face's four layouts.
+
+Opening reads headers only. get() returns views of mapped file pages, which the system may drop at any time, so a
+checkpoint larger than memory can be read. Nothing in a pickle runs: torch.load takes weights_only=True.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Mapping, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ..config import CodeGenConfig, read_json
+from . import layout
+
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}
+_INDEX_SUFFIX = ".index.json"
+_LFS_POINTER = b"version https://git-lfs"
+# The magic number that opens a file of torch.save before 1.6: a pickle, not a zip.
+_OLD_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+
+class TensorSource(Protocol):
+    """Tensors by name. get() may return a view of mapped memory, so its values are read once and in order."""
+
+    def names(self) -> list[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def dtype(self, name: str) -> torch.dtype | str: ...  # a str where torch has no such type
+
+    def get(self, name: str) -> torch.Tensor: ...
+
+    def describe(self, name: str | None = None) -> str: ...  # for errors: the source, or the file that holds name
+
+
+def open_checkpoint(folder: str | Path) -> TensorSource:
+    """Opens the weights in a folder: safetensors if it has them, else .bin; whole or in shards.
+
+    Raises OSError for files that are missing, cut off or no checkpoint, ValueError where they contradict each other
+    or hold anything but tensors.
+    """
+    folder = Path(folder)
+    for whole, open_file in (("model.safetensors", _SafetensorsFile), ("pytorch_model.bin", _BinFile)):
+        if (folder / whole).exists():
+            return open_file(folder / whole)
+        if (folder / (whole + _INDEX_SUFFIX)).exists():
+            return _open_shards(folder / (whole + _INDEX_SUFFIX), open_file)
+    others = [n for n in ("tf_model.h5", "flax_model.msgpack", "rust_model.ot", "model.ckpt.index")
+              if (folder / n).exists()]
+    instead = f"; its {others[0]} is another framework's" if others else ""
+    raise OSError(f"{folder} holds no weights{instead}; expected model.safetensors, pytorch_model.bin, or the "
+                  f"{_INDEX_SUFFIX} of one of them")
+
+
+def checkpoint_dtype(source: TensorSource, config: CodeGenConfig) -> torch.dtype:
+    """What dtype="auto" means: the type in config.json, else that of the checkpoint's embedding."""
+    if config.dtype is not None:
+        return config.dtype
+    found = source.dtype(layout.EMBEDDING) if layout.EMBEDDING in source.names() else torch.float32
+    # Any other type is refused, with the tensor's name, when the weights are read.
+    return found if found in layout.FLOAT_DTYPES else torch.float32
+
+
+class StateDictSource:
+    """Tensors that are in memory already: a loaded model's state_dict()."""
+
+    def __init__(self, state_dict: Mapping[str, torch.Tensor], where: str = "the state dict") -> None:
+        self._tensors = dict(state_dict)
+        self._where = where
+        _check_tensors(self._tensors, where)
+
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._tensors[name].shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._tensors[name].dtype
+
+    def get(self, name: str) -> torch.Tensor:
+        return self._tensors[name].detach()
+
+    def describe(self, name: str | None = None) -> str:
+        return self._where
+
+
+class _BinFile(StateDictSource):
+    """One .bin file of torch.save, mapped."""
+
+    def __init__(self, path: Path) -> None:
+        _check_bin(path)
+        try:
+            content = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
+        except pickle.UnpicklingError as error:
+            # torch's message tells at length how to switch the protection off; its last sentence names the culprit.
+            culprit = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
+            raise ValueError(f"{path} holds something that is not a tensor, and nothing in it was run "
+                             f"({culprit.strip() or 'its pickle is broken'}); get the weights as safetensors") from None
+        except (RuntimeError, EOFError, KeyError, ValueError) as error:
+            raise OSError(f"{path} is cut off or damaged ({str(error).splitlines()[0][:200]}); "
+                          f"download it again") from None
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} holds a {type(content).__name__}; expected a dict of tensors by name")
+        super().__init__(content, str(path))
+
+
+class _SafetensorsFile:
+    """One .safetensors file, mapped."""
+
+    def __init__(self, path: Path) -> None:
+        _check_size(path)
+        self._path = path
+        try:
+            self._file = safe_open(path, framework="pt", device="cpu")
+        except SafetensorError as error:
+            raise OSError(f"{path} is cut off or not a safetensors file ({error}); download it again") from None
+        self._names = list(self._file.keys())
+
+    def names(self) -> list[str]:
+        return self._names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._file.get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> torch.dtype | str:
+        stored = self._file.get_slice(name).get_dtype()
+        return _SAFETENSORS_DTYPES.get(stored, stored)
+
+    def get(self, name: str) -> torch.Tensor:
+        return self._file.get_tensor(name)
+
+    def describe(self, name: str | None = None) -> str:
+        return str(self._path)
+
+
+class _Shards:
+    """Several files that hold one checkpoint between them."""
+
+    def __init__(self, index: Path, file_of: dict[str, TensorSource]) -> None:
+        self._index = index
+        self._file_of = file_of
+
+    def names(self) -> list[str]:
+        return list(self._file_of)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._file_of[name].shape(name)
+
+    def dtype(self, name: str) -> torch.dtype | str:
+        return self._file_of[name].dtype(name)
+
+    def get(self, name: str) -> torch.Tensor:
+        return self._file_of[name].get(name)
+
+    def describe(self, name: str | None = None) -> str:
+        return str(self._index) if name is None else self._file_of[name].describe(name)
+
+
+def _open_shards(index: Path, open_file: type) -> _Shards:
+    weight_map = read_json(index, what="it names the shards").get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise ValueError(f"{index} has no weight_map of tensor names to file names; download it again")
+    paths = {file: _shard_path(index, file) for file in sorted(set(weight_map.values()))}
+    file_of: dict[str, TensorSource] = {}
+    for file, path in paths.items():
+        shard = open_file(path)
+        for name in shard.names():
+            if name in file_of:
+                raise ValueError(f"tensor {name!r} is in two shards, {file_of[name].describe()} and {path}; "
+                                 f"expected it in one")
+            if name not in weight_map and not layout.is_buffer(name):
+                raise ValueError(f"{path} holds tensor {name!r}, which {index.name} does not name; the files are of "
+                                 f"different checkpoints")
+            file_of[name] = shard
+    for name, file in weight_map.items():
+        if name not in file_of:
+            raise ValueError(f"{index} says that tensor {name!r} is in {file}, which does not hold it; download "
+                             f"the files again")
+        if file_of[name].describe() != str(paths[file]):
+            raise ValueError(f"{index} says that tensor {name!r} is in {file}; it is in {file_of[name].describe()}")
+    return _Shards(index, file_of)
+
+
+def _shard_path(index: Path, file: str) -> Path:
+    """The path of a shard that an index names. Only files of the index's own folder are opened."""
+    path = index.parent / file
+    if Path(file).name != file or file in ("", ".", "..") or "\\" in file:
+        raise ValueError(f"{index} names the shard {file!r}; expected the name of a file in the same folder")
+    if not path.is_file():
+        raise OSError(f"{index.parent} has no {file}, which {index.name} names; download it")
+    if path.is_symlink():
+        # The Hub's cache: <repo>/snapshots/<commit>/<file> links to <repo>/blobs/<hash>.
+        allowed = [index.parent.resolve()]
+        if index.parent.resolve().parent.name == "snapshots":
+            allowed.append(index.parent.resolve().parent.parent / "blobs")
+        if path.resolve().parent not in allowed:
+            raise ValueError(f"the shard {path} links to {path.resolve()}, outside its folder; put the file itself "
+                             f"there")
+    return path
+
+
+def _check_size(path: Path) -> None:
+    if not path.is_file():
+        raise OSError(f"{path} is not a file; expected the weights of a checkpoint")
+    if path.stat().st_size == 0:
+        raise OSError(f"{path} is empty (0 bytes); download it again")
+    if _first_bytes(path, len(_LFS_POINTER)) == _LFS_POINTER:
+        raise OSError(f"{path} is only a Git LFS pointer to the weights; run `git lfs pull` in its folder")
+
+
+def _check_bin(path: Path) -> None:
+    """Refuses what torch.load cannot map: it reports these badly, and reads compressed records as if they were not."""
+    _check_size(path)
+    start = _first_bytes(path, len(_OLD_TORCH_MAGIC))
+    if start == _OLD_TORCH_MAGIC:
+        raise OSError(f"{path} is in torch's format from before version 1.6, which cannot be memory-mapped; convert it "
+                      f"once with torch.save(torch.load(path, weights_only=True), path)")
+    if not start.startswith(b"PK"):
+        raise OSError(f"{path} is not a checkpoint of torch.save (it begins with {start[:4]!r}); download it again")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise OSError(f"{path} is cut off or damaged ({error}); download it again") from None
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise OSError(f"{path} is a compressed zip, which cannot be memory-mapped; write it with torch.save")
+
+
+def _check_tensors(tensors: Mapping, where: str) -> None:
+    for name, value in tensors.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{where} has the key {name!r}; expected the names of tensors")
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"{where} holds a {type(value).__name__} under {name!r}; expected tensors only")
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise ValueError(f"tensor {name!r} of {where} is a sparse, quantised or empty (meta) tensor; "
+                             f"expected plain values")
+
+
+def _first_bytes(path: Path, count: int) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(count)

@@ -1,0 +1,137 @@
+"""Where each tensor of a checkpoint lands in the packed weights, for the names of CodeGen and of GPT-J.
+
+CodeGen was trained on 4 cores and stores its qkv_proj as 4 blocks, each `[q | v | k]` of d/4 rows; here, and only
+here, that is put straight (loading) and back (saving).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Iterator
+
+import torch
+
+from ..config import CodeGenConfig
+
+FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+EMBEDDING = "transformer.wte.weight"
+LM_HEAD = "lm_head.weight"
+LM_HEAD_BIAS = "lm_head.bias"
+FINAL_NORM = ("transformer.ln_f.weight", "transformer.ln_f.bias")
+SCALE_SUFFIX = ".scale"  # of an int8 checkpoint: float32 (rows,) beside each int8 matrix
+
+# Buffers that old versions of transformers saved: masks and rotary tables, recomputed and never read.
+_BUFFERS = re.compile(r"transformer\.h\.\d+\.attn\.(causal_mask|bias|masked_bias|embed_positions|rotary_emb\.inv_freq)")
+_NUM_BLOCKS = 4
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows start .. start+count of a checkpoint's matrix are rows row .. row+count of a packed weight's section."""
+
+    start: int
+    count: int
+    section: int
+    row: int
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One matrix of the checkpoint, (rows, cols), and where in a packed weight it lands."""
+
+    name: str
+    shape: tuple[int, int]
+    segment: int
+    parts: tuple[Rows, ...]  # in order of `start`, covering all rows
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The tensors of one decoder layer: matrices of its two packed weights, names of its vectors."""
+
+    w_in: tuple[Matrix, ...]
+    w_out: tuple[Matrix, ...]
+    norm: tuple[str, str]  # weight, bias (d,)
+    bias_in: str  # (F,)
+    bias_out: str  # (d,)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What the checkpoint must hold under a name."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtypes: tuple[torch.dtype, ...]
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a tensor of the file is one of the buffers that are knowingly skipped."""
+    return _BUFFERS.fullmatch(name) is not None
+
+
+def layer_layout(config: CodeGenConfig, index: int) -> Layer:
+    d, inner = config.n_embd, config.inner
+    prefix = f"transformer.h.{index}"
+    if config.model_type == "codegen":
+        projections = (Matrix(f"{prefix}.attn.qkv_proj.weight", (3 * d, d), 0, _qkv_blocks(d)),)
+    else:
+        projections = tuple(_whole(f"{prefix}.attn.{name}_proj.weight", (d, d), section=section)
+                            for section, name in enumerate("qkv"))
+    return Layer(
+        w_in=(*projections, _whole(f"{prefix}.mlp.fc_in.weight", (inner, d), section=3)),
+        w_out=(_whole(f"{prefix}.attn.out_proj.weight", (d, d), segment=0),
+               _whole(f"{prefix}.mlp.fc_out.weight", (d, inner), segment=1)),
+        norm=(f"{prefix}.ln_1.weight", f"{prefix}.ln_1.bias"),
+        bias_in=f"{prefix}.mlp.fc_in.bias",
+        bias_out=f"{prefix}.mlp.fc_out.bias",
+    )
+
+
+def lm_head_layout(config: CodeGenConfig, name: str = LM_HEAD) -> Matrix:
+    """`name` is the embedding where the two are tied."""
+    return _whole(name, (config.vocab_size, config.n_embd))
+
+
+def expected_tensors(config: CodeGenConfig, *, lm_head: bool = True) -> Iterator[TensorSpec]:
+    """Every tensor that the model is made of, in the order in which a checkpoint is written.
+
+    lm_head: whether the file has an lm_head.weight of its own (False for tied embeddings without one).
+    """
+    d = config.n_embd
+    yield TensorSpec(EMBEDDING, (config.vocab_size, d), FLOAT_DTYPES)
+    for index in range(config.n_layer):
+        layer = layer_layout(config, index)
+        for name in layer.norm:
+            yield TensorSpec(name, (d,), FLOAT_DTYPES)
+        for matrix in (*layer.w_in, *layer.w_out):
+            yield from _matrix_specs(config, matrix)
+        yield TensorSpec(layer.bias_in, (config.inner,), FLOAT_DTYPES)
+        yield TensorSpec(layer.bias_out, (d,), FLOAT_DTYPES)
+    for name in FINAL_NORM:
+        yield TensorSpec(name, (d,), FLOAT_DTYPES)
+    if lm_head:
+        yield from _matrix_specs(config, lm_head_layout(config))
+    yield TensorSpec(LM_HEAD_BIAS, (config.vocab_size,), FLOAT_DTYPES)
+
+
+def _matrix_specs(config: CodeGenConfig, matrix: Matrix) -> Iterator[TensorSpec]:
+    if config.quantization is None:
+        yield TensorSpec(matrix.name, matrix.shape, FLOAT_DTYPES)
+    else:
+        yield TensorSpec(matrix.name, matrix.shape, (torch.int8,))
+        yield TensorSpec(matrix.name + SCALE_SUFFIX, matrix.shape[:1], (torch.float32,))
+
+
+def _whole(name: str, shape: tuple[int, int], *, section: int = 0, segment: int = 0) -> Matrix:
+    return Matrix(name, shape, segment, (Rows(start=0, count=shape[0], section=section, row=0),))
+
+
+def _qkv_blocks(d: int) -> tuple[Rows, ...]:
+    rows = d // _NUM_BLOCKS
+    parts = []
+    for block in range(_NUM_BLOCKS):
+        for place, section in enumerate((0, 2, 1)):  # the file's order is q, v, k; the sections' is q, k, v
+            parts.append(Rows(start=(3 * block + place) * rows, count=rows, section=section, row=block * rows))
+    return tuple(parts)

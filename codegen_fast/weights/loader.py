@@ -1,0 +1,216 @@
+"""Streams a checkpoint into the packed weights, tensor by tensor in bounded chunks of rows.
+
+Peak memory (anonymous + shared; mapped file pages don't count) is the final model plus at most one tensor: rows go
+from the mapped file straight through ops.pack() into their final place and type. The loader is strict: every tensor
+of the file is read or knowingly skipped, every element of the model is filled, or an error names the tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Iterator
+
+import torch
+from tqdm import tqdm
+
+from .. import ops
+from ..config import CodeGenConfig
+from ..memory import check_fits, packed_kind
+from . import layout
+from .checkpoint import TensorSource
+from .decoder_weights import DecoderWeights, LayerWeights
+
+# Bytes of a tensor that are read at a time: progress and Ctrl-C get their turn between chunks.
+CHUNK_BYTES = 8 << 20
+PROGRESS_AFTER_SECONDS = 1
+
+
+def load_weights(config: CodeGenConfig, source: TensorSource, *, dtype: torch.dtype, quantization: str | None = None,
+                 device: torch.device | str = "cpu", progress: bool = True) -> DecoderWeights:
+    """The model's weights in `dtype` (float32, float16, bfloat16), its products' in int8 with quantization="int8".
+
+    A checkpoint that is int8 itself stays so, bit for bit. progress: a bar on standard error if it takes over 1 s.
+    Raises ValueError naming the tensor that is missing, unknown, of the wrong shape or type, not finite, or beyond
+    the range of `dtype`; OSError if the model is larger than the free memory.
+    """
+    if dtype not in layout.FLOAT_DTYPES:
+        raise ValueError(f"dtype is {dtype}; expected torch.float32, torch.float16 or torch.bfloat16")
+    if quantization not in (None, "int8"):
+        raise ValueError(f"quantization is {quantization!r}; expected None or 'int8'")
+    quantization = quantization or config.quantization
+    device = torch.device(device)
+    tied = _is_tied(config, source)
+    total = _check_tensors(config, source, lm_head=not tied)
+    check_fits(config, dtype, quantization, device=device, scratch=CHUNK_BYTES, where=source.describe())
+    ops.set_num_threads(torch.get_num_threads())
+    with tqdm(total=total, desc="Loading weights", unit="B", unit_scale=True, leave=False,
+              delay=PROGRESS_AFTER_SECONDS, disable=not progress) as bar:
+        loader = _Loader(config, source, dtype, quantization, device, bar)
+        return loader.load(lm_head=layout.EMBEDDING if tied else layout.LM_HEAD)
+
+
+class _Loader:
+    def __init__(self, config: CodeGenConfig, source: TensorSource, dtype: torch.dtype, quantization: str | None,
+                 device: torch.device, bar: tqdm) -> None:
+        self._config = config
+        self._source = source
+        self._dtype = dtype
+        self._quantization = quantization
+        self._kind = packed_kind(dtype, quantization)
+        self._device = device
+        self._bar = bar
+
+    def load(self, lm_head: str) -> DecoderWeights:
+        """lm_head: the tensor that lm_head is packed from."""
+        config = self._config
+        if config.tie_word_embeddings and lm_head == layout.LM_HEAD and config.quantization is None:
+            self._check_equal(layout.EMBEDDING, layout.LM_HEAD)
+        shapes = config.packed_shapes()
+        embedding = self._embedding()
+        layers = []
+        for index in range(config.n_layer):
+            plan = layout.layer_layout(config, index)
+            layers.append(LayerWeights(
+                norm=self._norm(plan.norm),
+                w_in=self._pack(plan.w_in, *shapes["w_in"]),
+                bias_in=self._vector(plan.bias_in),
+                w_out=self._pack(plan.w_out, *shapes["w_out"]),
+                bias_out=self._vector(plan.bias_out),
+            ))
+        return DecoderWeights(
+            embedding=embedding,
+            layers=layers,
+            final_norm=self._norm(layout.FINAL_NORM),
+            lm_head=self._pack((layout.lm_head_layout(config, lm_head),), *shapes["lm_head"]),
+            lm_head_bias=self._vector(layout.LM_HEAD_BIAS),
+            dtype=self._dtype,
+            quantization=self._quantization,
+        )
+
+    def _embedding(self) -> torch.Tensor:
+        """(V, d) of the model's dtype."""
+        name = layout.EMBEDDING
+        out = torch.empty(self._source.shape(name), dtype=self._dtype, device=self._device)
+        for row, rows in self._chunks(name):
+            part = out[row:row + rows.shape[0]]
+            part.copy_(rows)
+            if not all_finite(part):
+                self._refuse(name, bad=_count_not_finite(rows), overflowed=_count_not_finite(part))
+        return out
+
+    def _vector(self, name: str) -> torch.Tensor:
+        """A norm's weight or a bias, float32."""
+        out = self._source.get(name).to(device=self._device, dtype=torch.float32, copy=True)
+        if not all_finite(out):
+            self._refuse(name, bad=_count_not_finite(out))
+        self._bar.update(out.numel() * self._source.dtype(name).itemsize)
+        return out
+
+    def _norm(self, names: tuple[str, str]) -> ops.Norm:
+        weight, bias = (self._vector(name) for name in names)
+        return ops.Norm(weight, bias, self._config.layer_norm_epsilon)
+
+    def _pack(self, matrices: tuple[layout.Matrix, ...], sections: tuple[int, ...],
+              segments: tuple[int, ...]) -> ops.PackedWeight:
+        packed = ops.new_packed_weight(self._kind, sections, segments, self._device)
+        for matrix in matrices:
+            if self._config.quantization is None:
+                self._pack_matrix(packed, matrix)
+            else:
+                self._pack_stored_int8(packed, matrix)
+        return packed
+
+    def _pack_matrix(self, packed: ops.PackedWeight, matrix: layout.Matrix) -> None:
+        status = ops.new_pack_status(self._device)
+        for part in matrix.parts:
+            for row, rows in self._chunks(matrix.name, part.start, part.count):
+                ops.pack(packed, rows, status, section=part.section, row=part.row + row, segment=matrix.segment)
+        bad, overflowed = status.tolist()
+        if bad or overflowed:
+            self._refuse(matrix.name, bad=bad, overflowed=overflowed)
+
+    def _pack_stored_int8(self, packed: ops.PackedWeight, matrix: layout.Matrix) -> None:
+        scale_name = matrix.name + layout.SCALE_SUFFIX
+        scales = self._vector(scale_name)
+        if scales.numel() and float(scales.min()) < 0:
+            raise ValueError(f"{self._where(scale_name)} holds a negative scale; expected amax / 127 of each row")
+        for part in matrix.parts:
+            for row, rows in self._chunks(matrix.name, part.start, part.count):
+                if rows.numel() and int(rows.min()) < -127:
+                    raise ValueError(f"{self._where(matrix.name)} holds -128; expected int8 values from -127 to 127")
+                first = part.start + row
+                ops.pack_quantized(packed, rows, scales[first:first + rows.shape[0]], section=part.section,
+                                   row=part.row + row, segment=matrix.segment)
+
+    def _chunks(self, name: str, start: int = 0, count: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
+        """(row, rows) over rows start .. start+count of a matrix, on the device; row counts from `start`."""
+        matrix = self._source.get(name)
+        count = matrix.shape[0] if count is None else count
+        row_bytes = matrix.shape[1] * matrix.element_size()
+        step = max(1, CHUNK_BYTES // row_bytes)
+        for row in range(0, count, step):
+            rows = matrix[start + row:start + min(row + step, count)]
+            # The ops take strided rows of contiguous, aligned elements; some files have neither.
+            if rows.stride(1) != 1 or rows.data_ptr() % rows.element_size():
+                rows = rows.clone(memory_format=torch.contiguous_format)
+            yield row, rows.to(self._device)
+            self._bar.update(rows.shape[0] * row_bytes)
+
+    def _check_equal(self, first: str, second: str) -> None:
+        """Tied embeddings with an lm_head of its own: one of the two would be ignored."""
+        a, b = self._source.get(first), self._source.get(second)
+        step = max(1, CHUNK_BYTES // (a.shape[1] * a.element_size()))
+        for row in range(0, a.shape[0], step):
+            if not torch.equal(a[row:row + step].float(), b[row:row + step].float()):
+                raise ValueError(f"the config says tie_word_embeddings, and {self._where(second)} differs from "
+                                 f"{first}; set tie_word_embeddings to false, or remove one of the two")
+
+    def _refuse(self, name: str, *, bad: int, overflowed: int = 0) -> None:
+        if bad:
+            raise ValueError(f"{self._where(name)} holds {bad} values that are NaN or infinite; the checkpoint is "
+                             f"broken")
+        raise ValueError(f"{self._where(name)} holds {overflowed} values beyond the range of "
+                         f"{packed_kind(self._dtype, None)}; load it with dtype='bfloat16' or dtype='float32'")
+
+    def _where(self, name: str) -> str:
+        return f"tensor {name!r} of {self._source.describe(name)}"
+
+
+def all_finite(values: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite. aminmax carries NaN through and, unlike isfinite, needs no scratch."""
+    return values.numel() == 0 or all(math.isfinite(bound) for bound in torch.aminmax(values))
+
+
+def _count_not_finite(values: torch.Tensor) -> int:
+    return int((~torch.isfinite(values)).sum())
+
+
+def _is_tied(config: CodeGenConfig, source: TensorSource) -> bool:
+    """Whether lm_head is packed from the embedding. int8 files hold it quantised even where it is tied."""
+    return config.tie_word_embeddings and config.quantization is None and layout.LM_HEAD not in source.names()
+
+
+def _check_tensors(config: CodeGenConfig, source: TensorSource, *, lm_head: bool) -> int:
+    """ValueError unless the source holds the model's tensors, all of them, and no others. Returns their bytes."""
+    names = set(source.names())
+    known = set()
+    total = 0
+    for spec in layout.expected_tensors(config, lm_head=lm_head):
+        if spec.name not in names:
+            raise ValueError(f"{source.describe()} lacks tensor {spec.name!r} of shape {spec.shape}, which the config "
+                             f"asks for; the files are incomplete or of another model")
+        where = f"tensor {spec.name!r} of {source.describe(spec.name)}"
+        if source.shape(spec.name) != spec.shape:
+            raise ValueError(f"{where} has shape {source.shape(spec.name)}; expected {spec.shape} by the config")
+        dtype = source.dtype(spec.name)
+        if dtype not in spec.dtypes:
+            expected = " or ".join(packed_kind(d, None) for d in spec.dtypes)
+            raise ValueError(f"{where} is {str(dtype).removeprefix('torch.')}; expected {expected}")
+        known.add(spec.name)
+        total += math.prod(spec.shape) * dtype.itemsize
+    extra = sorted(name for name in names - known if not layout.is_buffer(name))
+    if extra:
+        others = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+        raise ValueError(f"{source.describe(extra[0])} holds tensor {extra[0]!r}{others}, which a "
+                         f"{config.model_type} model of this config does not have; the files are of another model")
+    return total

@@ -1,0 +1,99 @@
+"""Random weights in the true shapes of a CodeGen model, to measure loading, memory and speed without a download.
+
+    python tools/make_checkpoint.py 6B FOLDER [--dtype float16] [--format safetensors|bin] [--shard-gb 2] [--seed 0]
+
+Writes one shard after another: .safetensors with the memory of one chunk, .bin (as most repositories on the Hub have
+it) with that of one shard. FOLDER must be new, and outside this repository: 350M takes 0.7 GB in float16, 2B 5.6,
+6B 14, 16B 32. It is written beside its place and renamed when it is whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Iterator
+
+import torch
+from tqdm import tqdm
+
+from codegen_fast.config import WEIGHT_DTYPES, CodeGenConfig
+from codegen_fast.weights import layout
+from codegen_fast.weights.safetensors_writer import Entry, index_json, shard, write_safetensors
+
+SHAPES = {
+    "350M": {"n_layer": 20, "n_head": 16, "n_embd": 1024, "rotary_dim": 32},
+    "2B": {"n_layer": 32, "n_head": 32, "n_embd": 2560, "rotary_dim": 64},
+    "6B": {"n_layer": 33, "n_head": 16, "n_embd": 4096, "rotary_dim": 64},
+    "16B": {"n_layer": 34, "n_head": 24, "n_embd": 6144, "rotary_dim": 64},
+}
+CHUNK_ELEMENTS = 1 << 22
+
+
+def values(name: str, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator,
+           bar: tqdm) -> Iterator[torch.Tensor]:
+    """The tensor's elements in order, in flat chunks; sizes that keep activations in float16's range at any depth."""
+    count = math.prod(shape)
+    for start in range(0, count, CHUNK_ELEMENTS):
+        noise = torch.randn(min(CHUNK_ELEMENTS, count - start), generator=generator)
+        chunk = (1 + 0.1 * noise if ".ln_" in name and name.endswith("weight") else 0.02 * noise).to(dtype)
+        yield chunk
+        bar.update(chunk.nbytes)
+
+
+def write_bin(path: Path, entries: list[Entry]) -> None:
+    torch.save({entry.name: torch.cat(list(entry.pieces())).view(entry.shape) for entry in entries}, path)
+
+
+def make_checkpoint(folder: Path, size: str, dtype_name: str, file_format: str, shard_bytes: int, seed: int) -> None:
+    """Writes config.json and the weights into an existing folder."""
+    config = CodeGenConfig.from_dict({
+        "model_type": "codegen", "architectures": ["CodeGenForCausalLM"], "vocab_size": 51200, "n_positions": 2048,
+        "n_ctx": 2048, "bos_token_id": 1, "eos_token_id": 50256, "torch_dtype": dtype_name, **SHAPES[size]})
+    generator = torch.Generator().manual_seed(seed)
+    specs = list(layout.expected_tensors(config))
+    total = sum(math.prod(spec.shape) for spec in specs) * config.dtype.itemsize
+    stem, write = {"safetensors": ("model", write_safetensors), "bin": ("pytorch_model", write_bin)}[file_format]
+    with tqdm(total=total, desc=f"Writing {size}", unit="B", unit_scale=True) as bar:
+        entries = [Entry(spec.name, config.dtype, spec.shape,
+                         partial(values, spec.name, spec.shape, config.dtype, generator, bar)) for spec in specs]
+        shards = shard(entries, shard_bytes)
+        files = [f"{stem}-{i:05}-of-{len(shards):05}.{file_format}" for i in range(1, len(shards) + 1)]
+        files = files if len(files) > 1 else [f"{stem}.{file_format}"]
+        for file, part in zip(files, shards, strict=True):
+            write(folder / file, part)
+    if len(files) > 1:
+        (folder / f"{stem}.{file_format}.index.json").write_text(index_json(shards, files))
+    (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("size", choices=SHAPES)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--dtype", choices=list(WEIGHT_DTYPES), default="float16")
+    parser.add_argument("--format", choices=["safetensors", "bin"], default="safetensors")
+    parser.add_argument("--shard-gb", type=float, default=2.0, help="largest file, in 10^9 bytes")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    folder = args.folder.resolve()
+    if folder.is_relative_to(Path(__file__).resolve().parent.parent):
+        parser.error(f"{folder} is inside the repository; choose a folder outside it")
+    if folder.exists():
+        parser.error(f"{folder} exists; choose a new folder")
+    beside = folder.with_name(folder.name + ".partial")
+    beside.mkdir(parents=True)
+    try:
+        make_checkpoint(beside, args.size, args.dtype, args.format, int(args.shard_gb * 1e9), args.seed)
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
