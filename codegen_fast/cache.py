@@ -6,6 +6,7 @@ the pages of that beginning, and a page is copied when one of its owners is abou
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from . import ops
@@ -124,7 +125,11 @@ class PagedCache:
         new = old + max(at_least, old // 2)
         n_layer, _, page_size, width = self.storage.shape
         storage = torch.empty(n_layer, new, page_size, width, dtype=self.storage.dtype, device=self.storage.device)
-        storage[:, :old] = self.storage
+        if storage.device.type == "cpu":
+            # numpy copies on this thread alone: torch's pool would hang in a forked child
+            np.copyto(storage.view(torch.uint8).numpy()[:, :old], self.storage.view(torch.uint8).numpy())
+        else:
+            storage[:, :old] = self.storage
         self.storage, self.layers = storage, list(storage)
         self._free = list(range(new - 1, old - 1, -1)) + self._free
         self._owners += [0] * (new - old)
