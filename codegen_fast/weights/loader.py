@@ -44,7 +44,7 @@ def load_weights(config: CodeGenConfig, source: TensorSource, *, dtype: torch.dt
     check_fits(config, dtype, quantization, device=device, scratch=CHUNK_BYTES, where=source.describe())
     ops.set_num_threads(torch.get_num_threads())
     with tqdm(total=total, desc="Loading weights", unit="B", unit_scale=True, leave=False,
-              delay=PROGRESS_AFTER_SECONDS, disable=not progress) as bar:
+              delay=PROGRESS_AFTER_SECONDS, disable=None if progress else True) as bar:
         loader = _Loader(config, source, dtype, quantization, device, bar)
         return loader.load(lm_head=layout.EMBEDDING if tied else layout.LM_HEAD)
 

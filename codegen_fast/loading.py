@@ -1,0 +1,107 @@
+"""The arguments of from_pretrained: types, devices, and what transformers also takes."""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from . import ops
+from .generation.knobs import nearest
+
+DTYPES = {"float32": torch.float32, "float": torch.float32, "float16": torch.float16, "half": torch.float16,
+          "bfloat16": torch.bfloat16}
+QUANTIZATIONS = (None, "int8")
+
+# Taken as transformers takes them, without effect here: there is one way to load, and one attention.
+_NO_EFFECT = ("low_cpu_mem_usage", "trust_remote_code", "attn_implementation", "use_safetensors", "offload_folder",
+              "offload_state_dict", "use_auth_token", "resume_download", "weights_only", "output_loading_info")
+_REFUSED = {
+    "load_in_8bit": "use quantization='int8'",
+    "load_in_4bit": "use quantization='int8'",
+    "quantization_config": "use quantization='int8'",
+    "max_memory": "the model lies on one device; choose it with device=",
+    "config": "the checkpoint's own config.json is used",
+    "state_dict": "use codegen_fast.accelerate(hf_model) for weights in memory",
+    "subfolder": "download the repository and pass the folder's path",
+    "variant": "download the repository and pass the folder's path",
+    "force_download": "delete the repository from the Hub's cache",
+    "proxies": "set HTTPS_PROXY in the environment",
+    "gguf_file": "only safetensors and .bin checkpoints are read",
+    "tp_plan": "the model lies on one device; choose it with device=",
+}
+_OWN = ("dtype", "torch_dtype", "device", "device_map", "quantization", "revision", "cache_dir", "token",
+        "local_files_only")
+
+
+def require_known_arguments(others: dict[str, Any]) -> None:
+    """TypeError for arguments that neither we nor transformers have, NotImplementedError for what only it does."""
+    for name, value in others.items():
+        if name in _REFUSED:
+            if value is not None and value is not False:
+                raise NotImplementedError(f"from_pretrained({name}=...) is not supported in codegen_fast: "
+                                          f"{_REFUSED[name]}")
+        elif name not in _NO_EFFECT:
+            known = [*_OWN, *_NO_EFFECT, *_REFUSED]
+            raise TypeError(f"from_pretrained() got an unknown argument {name!r}{nearest(name, known)}")
+
+
+def parse_dtype(dtype: Any, name: str = "dtype") -> torch.dtype | None:
+    """torch.float32, float16 or bfloat16, from itself or its name; None for "auto" (the checkpoint's own)."""
+    if dtype is None or dtype == "auto":
+        return None
+    parsed = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    if parsed not in DTYPES.values():
+        raise ValueError(f"{name}={dtype!r} is not allowed: expected 'auto', torch.float32, torch.float16 or "
+                         "torch.bfloat16")
+    return parsed
+
+
+def choose_dtype(dtype: Any, torch_dtype: Any) -> torch.dtype | None:
+    """dtype, or its old name torch_dtype; ValueError where the two differ."""
+    new, old = parse_dtype(dtype), parse_dtype(torch_dtype, "torch_dtype")
+    if new is not None and old is not None and new != old:
+        raise ValueError(f"dtype={dtype!r} and torch_dtype={torch_dtype!r} differ: pass one of them")
+    return new if new is not None else old
+
+
+def require_quantization(quantization: Any) -> None:
+    if quantization not in QUANTIZATIONS:
+        raise ValueError(f"quantization={quantization!r} is not allowed: expected None or 'int8'")
+
+
+def choose_device(device: Any, device_map: Any) -> torch.device:
+    """The one device that device= and device_map= name, the CPU where they leave it open."""
+    mapped = _from_device_map(device_map)
+    chosen = None if device is None or device == "auto" else parse_device(device)
+    if mapped is not None and chosen is not None and mapped != chosen:
+        raise ValueError(f"device={device!r} and device_map={device_map!r} differ: pass one of them")
+    return chosen or mapped or torch.device("cpu")
+
+
+def _from_device_map(device_map: Any) -> torch.device | None:
+    if device_map is None or (isinstance(device_map, str) and device_map in (
+            "auto", "balanced", "balanced_low_0", "sequential")):
+        return None
+    if not isinstance(device_map, dict):
+        return parse_device(device_map, "device_map")
+    devices = {parse_device(device, "device_map") for device in device_map.values()}
+    if len(devices) != 1:
+        raise NotImplementedError(f"device_map={device_map!r} spreads the model over several devices, which "
+                                  "codegen_fast does not do: use device_map='auto' or {'': 'cpu'}")
+    return devices.pop()
+
+
+def parse_device(device: Any, name: str = "device") -> torch.device:
+    """A device that this build can run on. ValueError for others."""
+    number = device if isinstance(device, int) and not isinstance(device, bool) else None
+    try:
+        parsed = torch.device("cuda", number) if number is not None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{name}={device!r} is not a device: expected 'auto', 'cpu', 'cuda' or 'cuda:0'") from error
+    if parsed.type == "cpu":
+        return torch.device("cpu")
+    if parsed.type != "cuda":
+        raise ValueError(f"{name}={device!r} is not supported: expected 'auto', 'cpu', 'cuda' or 'cuda:0'")
+    _, why_none = ops.cuda_devices()
+    raise ValueError(f"{name}={device!r} cannot be used: {why_none or 'the kernels are for the CPU only so far'}; use "
+                     "device='cpu'")
