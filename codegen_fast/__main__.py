@@ -1,0 +1,7 @@
+"""python -m codegen_fast is codegen-fast."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,142 @@
+"""The command line's words: commands, options, their ranges and their help. Imports no torch, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Callable, NoReturn
+
+PROGRAM = "codegen-fast"
+
+_MAIN_EXAMPLES = """\
+examples:
+  codegen-fast generate "def fibonacci(n):"
+  codegen-fast generate --model Salesforce/codegen-350M-mono --quantization int8 "# bubble sort in Python"
+  codegen-fast info --model Salesforce/codegen-16B-mono
+
+Errors are one line on standard error, with exit code 2."""
+
+_GENERATE_EXAMPLES = """\
+The prompt and its completion go to standard output, as UTF-8; a line with the speed goes to standard error. Of several
+samples each is written when it is done, below a line with its number. The prompt is taken as it stands: \\n is a
+backslash and an n, and a file's last newline belongs to the prompt.
+
+Without --temperature the most likely token is taken each time, unless --n above 1, --seed, --top-p or --top-k ask
+for sampling, which is then done at temperature 0.2. Without --seed a seed is drawn; the last line names it.
+
+examples:
+  codegen-fast generate "def fibonacci(n):"
+  codegen-fast generate --n 3 --seed 1 "class Stack:"
+  codegen-fast generate --temperature 0.8 --top-p 0.95 --max-new-tokens 200 --file prompt.py
+  git show HEAD:setup.py | codegen-fast generate -
+  codegen-fast generate --model Salesforce/codegen-2B-mono --dtype bfloat16 --threads 8 "def hello_world():"
+  codegen-fast generate -- "-- a prompt that begins with dashes"
+"""
+
+_INFO_EXAMPLES = """\
+The tokens a second are an upper limit: the bandwidth that was measured, divided by the bytes of weights that every
+token reads. A long context adds the cache's bytes to that. Only the model's config.json is read.
+
+examples:
+  codegen-fast info
+  codegen-fast info --model demo
+  codegen-fast info --model ./my-checkpoint
+"""
+
+
+class UsageError(ValueError):
+    """A command line that cannot be understood."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # argparse would print the usage too, and exit.
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def build_parser(version: str) -> argparse.ArgumentParser:
+    """The parser of all commands. parse_args raises UsageError, and SystemExit(0) after --help and --version."""
+    parser = _parser(_Parser, prog=PROGRAM, description="Runs CodeGen models, as fast as the hardware allows.",
+                     epilog=_MAIN_EXAMPLES)
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {version}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    _add_generate(_parser(commands.add_parser, "generate", help="continue a prompt", epilog=_GENERATE_EXAMPLES,
+                          description="Continues a prompt, and shows the text as it comes."))
+    _add_info(_parser(commands.add_parser, "info", help="this machine, and what a model needs and may reach on it",
+                      description="Shows this machine: processor, instruction set, threads, memory and the bandwidth "
+                                  "of its memory (measured), GPUs. With --model also the model: parameters, context, "
+                                  "memory by type, and the tokens a second that the bandwidth allows.",
+                      epilog=_INFO_EXAMPLES))
+    return parser
+
+
+def _parser(make: Callable[..., argparse.ArgumentParser], *args: str, **options: str) -> argparse.ArgumentParser:
+    return make(*args, **options, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT",
+                        help="the text to continue; - reads it from standard input; \"\" starts from nothing")
+    parser.add_argument("--file", metavar="PATH", help="read the prompt from a UTF-8 file; - is standard input")
+    _add_model(parser, default="demo", text="(default: demo, the small model that is installed with the package)")
+    model = parser.add_argument_group("model")
+    model.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto",
+                       help="type of the weights (default: auto, the checkpoint's)")
+    model.add_argument("--quantization", choices=("none", "int8"), default="none",
+                       help="int8 takes half the memory of float16 (default: none)")
+    model.add_argument("--device", default="auto", metavar="DEVICE",
+                       help="cpu or cuda (default: auto, CUDA where this build has it and there is a GPU)")
+    model.add_argument("--threads", type=_integer(1, 256), metavar="N", help="CPU threads (default: torch's)")
+    text = parser.add_argument_group("text")
+    text.add_argument("--max-new-tokens", type=_integer(1), metavar="N",
+                      help="stop after N tokens, or before at the text's end (default: 128, or what the context has "
+                           "room for)")
+    text.add_argument("--temperature", type=_number(0, math.inf), metavar="T",
+                      help="0 takes the most likely token; the higher, the more surprising")
+    text.add_argument("--top-p", type=_number(0, 1), metavar="P",
+                      help="sample from the likeliest tokens that have probability P together (default: the model's, "
+                           "else 1: all)")
+    text.add_argument("--top-k", type=_integer(0), metavar="K",
+                      help="sample from the K likeliest tokens; 0: from all (default: the model's, else 50)")
+    text.add_argument("--n", type=_integer(1, 4096), default=1, metavar="N", help="number of samples (default: 1)")
+    text.add_argument("--seed", type=_integer(0, 2**64 - 1), metavar="S", help="the same seed gives the same samples")
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser, default=None, text="; demo is the small model that is installed with the package")
+
+
+def _add_model(parser: argparse.ArgumentParser, default: str | None, text: str) -> None:
+    parser.add_argument("--model", default=default, metavar="MODEL",
+                        help=f"folder of a checkpoint, or a Hugging Face Hub id {text}".replace(" ;", ";"))
+
+
+def _integer(low: int, high: int | None = None) -> Callable[[str], int]:
+    allowed = f"an integer of {low} or more" if high is None else f"an integer from {low} to {high}"
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}") from None
+        if value < low or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"{text} is not {allowed}")
+        return value
+
+    return parse
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    allowed = f"a number of {low} or more" if high == math.inf else f"a number from {low} to {high}"
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}") from None
+        if not low <= value <= high or value == math.inf:  # NaN fails the first
+            raise argparse.ArgumentTypeError(f"{text} is not {allowed}")
+        return value
+
+    return parse

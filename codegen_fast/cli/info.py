@@ -1,0 +1,88 @@
+"""codegen-fast info: this machine, and what a model needs and may reach on it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Iterator
+
+import torch
+
+from .. import __version__
+from ..config import WEIGHT_DTYPES, CodeGenConfig
+from ..machine import Machine, read_bandwidth, this_machine
+from ..memory import model_bytes
+from .figures import cache_size, count, rate, short, size
+from .models import DEMO, locate, read_config
+from .output import emit
+from .traffic import cache_bytes, parameter_count, weight_bytes
+
+_MEASURE_SECONDS = 0.5
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the machine, and the model that --model names."""
+    # The model's errors first: nobody waits for a measurement to read them.
+    model = None
+    if arguments.model is not None:
+        location = locate(arguments.model)
+        model = (location, read_config(location)[1])
+    machine = this_machine()
+    bandwidth = read_bandwidth(_MEASURE_SECONDS, threads=machine.threads)
+    lines = list(machine_lines(machine, bandwidth))
+    if model is not None:
+        name = f"{DEMO} ({model[0]})" if arguments.model == DEMO else str(model[0])
+        lines += ["", *model_lines(name, model[1], machine, bandwidth)]
+    emit("\n".join(lines) + "\n")
+    return 0
+
+
+def machine_lines(machine: Machine, bandwidth: float) -> Iterator[str]:
+    """bandwidth: bytes a second."""
+    cache = "" if machine.cache_bytes is None else f", {cache_size(machine.cache_bytes)} of cache"
+    free = "" if machine.available_bytes is None else f", {size(machine.available_bytes)} free"
+    yield _line("version", f"codegen-fast {__version__}, torch {torch.__version__}")
+    yield _line("cpu", f"{machine.cpu_name}, {count(machine.cores, 'core')}{cache}")
+    yield _line("instructions", f"{machine.isa} (this build and machine have: {', '.join(machine.isas)})")
+    yield _line("threads", str(machine.threads))
+    yield _line("memory", f"{size(machine.memory_bytes)}{free}")
+    yield _line("bandwidth", f"{bandwidth / 1e9:.1f} GB/s read by {count(machine.threads, 'thread')} (measured)")
+    for gpu in machine.gpus:
+        major, minor = gpu.compute_capability
+        yield _line("gpu", f"{gpu.name}, compute capability {major}.{minor}, {size(gpu.memory_bytes)}, "
+                           f"{gpu.memory_bytes_per_second / 1e9:.0f} GB/s (by its data sheet)")
+    if not machine.gpus:
+        yield _line("gpu", f"none: {machine.why_no_gpu}")
+
+
+def model_lines(name: str, config: CodeGenConfig, machine: Machine, bandwidth: float) -> Iterator[str]:
+    """What the model is, then a table with a row for each type it can be loaded in."""
+    own = config.dtype or torch.float32
+    own_name = config.quantization or str(own).removeprefix("torch.")
+    yield _line("model", name)
+    yield _line("parameters", f"{short(parameter_count(config))}: {count(config.n_layer, 'layer')} of "
+                              f"{count(config.n_head, 'head')}, {config.n_embd} wide, a vocabulary of "
+                              f"{config.vocab_size} tokens")
+    yield _line("context", f"{config.n_positions} tokens, {size(cache_bytes(config, own, 1))} of cache a token "
+                           f"in {str(own).removeprefix('torch.')}")
+    yield ""
+    yield "type       weights     with a full context  tokens/s, at most"
+    types = [("int8", own, "int8")]
+    if config.quantization is None:  # else it cannot be loaded in another type
+        types = [(kind, dtype, None) for kind, dtype in WEIGHT_DTYPES.items()] + types
+    cached = []
+    for kind, dtype, quantization in types:
+        weights = model_bytes(config, dtype, quantization)
+        full = weights + cache_bytes(config, dtype, config.n_positions)
+        read = weight_bytes(config, dtype, quantization)
+        fits = "" if machine.available_bytes is None or full <= machine.available_bytes else "  does not fit the memory"
+        stored = "  (the checkpoint's type)" if kind == own_name else ""
+        in_cache = machine.cache_bytes is not None and read <= machine.cache_bytes
+        cached += [kind] if in_cache else []
+        yield (f"{kind:<10} {size(weights):<11} {size(full):<20} "
+               f"{rate(bandwidth / read)}{' *' if in_cache else ''}{fits}{stored}").rstrip()
+    if cached:
+        yield f"* this much fits the CPU's cache of {cache_size(machine.cache_bytes)}, so memory is not the limit"
+
+
+def _line(name: str, text: str) -> str:
+    return f"{name:<12} {text}"
