@@ -1,0 +1,154 @@
+"""Decode and prefill of a whole model, with transformers in the same run:
+
+    python -m bench.decode CHECKPOINT --kind float32 float16 int8 --batch 1 8 --save NAME
+
+Decode is timed apart from prefill, step by step; engines take turns (A B B A). Beside each figure stands the share of
+the read bandwidth measured in the same run: bytes are counted analytically (every packed weight once, the cache once).
+CHECKPOINT may hold random weights (tools/make_checkpoint.py): speed does not depend on their values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+import warnings
+from pathlib import Path
+
+import torch
+
+import codegen_fast
+from bench.clock import Timing
+from codegen_fast import ops
+
+PROMPT = 32
+PREFILL = 512
+
+
+class Fast:
+    """codegen_fast in one weight type."""
+
+    def __init__(self, folder: str, kind: str) -> None:
+        self.name = f"codegen_fast {kind}"
+        quantization = "int8" if kind == "int8" else None
+        dtype = torch.float16 if quantization else getattr(torch, kind)
+        begin = time.perf_counter()
+        self.model = codegen_fast.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization=quantization)
+        self.load_seconds = time.perf_counter() - begin
+        self.decoder = self.model._decoder
+        weights = self.decoder.weights
+        self.step_bytes = weights.nbytes() - weights.embedding.nbytes
+
+    def prefill(self, ids: torch.Tensor) -> float:
+        cache = self.decoder.new_cache(ids.numel())
+        begin = time.perf_counter()
+        self.decoder.prefill(cache, [cache.new_sequence() for _ in ids], list(ids))
+        return time.perf_counter() - begin
+
+    def decode(self, ids: torch.Tensor, steps: int) -> list[float]:
+        cache = self.decoder.new_cache(len(ids) * (ids.shape[1] + steps + 32))
+        sequences = [cache.new_sequence() for _ in ids]
+        self.decoder.prefill(cache, sequences, list(ids))
+        batch = self.decoder.start(cache, sequences, steps)
+        seconds = []
+        for _ in range(steps):
+            begin = time.perf_counter()
+            tokens = batch.step(ids[:, 0]).argmax(-1)
+            tokens[0].item()
+            seconds.append(time.perf_counter() - begin)
+        return seconds
+
+
+class Transformers:
+    """transformers, eager: the engine that the package replaces."""
+
+    def __init__(self, folder: str, kind: str) -> None:
+        from transformers import CodeGenForCausalLM
+
+        self.name = f"transformers {kind}"
+        begin = time.perf_counter()
+        self.model = CodeGenForCausalLM.from_pretrained(folder, dtype=getattr(torch, kind)).eval()
+        self.load_seconds = time.perf_counter() - begin
+        self.step_bytes = sum(p.nbytes for n, p in self.model.named_parameters() if "wte" not in n)
+
+    def prefill(self, ids: torch.Tensor) -> float:
+        with torch.inference_mode():
+            begin = time.perf_counter()
+            self.model(ids, use_cache=True, logits_to_keep=1)
+            return time.perf_counter() - begin
+
+    def decode(self, ids: torch.Tensor, steps: int) -> list[float]:
+        with torch.inference_mode():
+            past = self.model(ids, use_cache=True, logits_to_keep=1).past_key_values
+            seconds = []
+            for _ in range(steps):
+                begin = time.perf_counter()
+                tokens = self.model(ids[:, :1], past_key_values=past, use_cache=True).logits[:, -1].argmax(-1)
+                tokens[0].item()
+                seconds.append(time.perf_counter() - begin)
+            return seconds
+
+
+def timing(samples: list[float]) -> Timing:
+    ordered = sorted(samples)
+    return Timing(statistics.median(ordered), ordered[len(ordered) // 10], ordered[-1 - len(ordered) // 10], len(ordered))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint")
+    parser.add_argument("--kind", nargs="+", choices=ops.WEIGHT_KINDS, default=list(ops.WEIGHT_KINDS))
+    parser.add_argument("--batch", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--save", metavar="NAME", help="write bench/results/NAME.json")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(args.threads)
+    ops.set_num_threads(args.threads)
+
+    bandwidth = ops.read_bandwidth()
+    print(f"{platform.processor() or platform.machine()}, {ops.cpu_isa()}, {args.threads} threads, "
+          f"reads {bandwidth / 1e9:.1f} GB/s")  # fmt: skip
+    print(f"{'engine':<24}{'load s':>8}{'prefill':>10}  " + "".join(f"{f'batch {b}':>26}" for b in args.batch))
+    rows = []
+    for kind in args.kind:
+        makers = [Fast] + ([Transformers] if kind != "int8" and not args.no_peers else [])
+        engines = [make(args.checkpoint, kind) for make in makers]
+        vocab = engines[0].model.config.vocab_size
+        prompt = torch.randint(vocab, (1, PREFILL), generator=torch.Generator().manual_seed(0))
+        prefill = {e.name: [] for e in engines}
+        steps = {(e.name, b): [] for e in engines for b in args.batch}
+        for engine in engines:  # warm up
+            engine.decode(prompt[:, :PROMPT], 4)
+        for order in (engines, engines[::-1]):
+            for engine in order:
+                prefill[engine.name].append(engine.prefill(prompt))
+                for batch in args.batch:
+                    steps[engine.name, batch] += engine.decode(prompt[:, :PROMPT].repeat(batch, 1), args.steps)
+        for engine in engines:
+            prefill_rate = PREFILL / min(prefill[engine.name])
+            line = f"{engine.name:<24}{engine.load_seconds:>8.1f}{prefill_rate:>10.0f}  "
+            for batch in args.batch:
+                t = timing(steps[engine.name, batch])
+                share = engine.step_bytes / t.median / bandwidth
+                line += f"{batch / t.median:>12.1f} tok/s {share:>6.0%}"
+                rows.append({"engine": engine.name, "batch": batch, "step": vars(t), "tokens_per_second": batch / t.median,
+                             "bandwidth_share": share, "step_bytes": engine.step_bytes,
+                             "load_seconds": engine.load_seconds, "prefill_tokens_per_second": prefill_rate})  # fmt: skip
+            print(line, flush=True)
+        del engines, engine
+    if args.save:
+        path = Path(__file__).parent / "results" / f"{args.save}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"isa": ops.cpu_isa(), "threads": args.threads, "read_bandwidth": bandwidth,
+                                    "torch": torch.__version__, "build": ops.build_info(), "prompt": PROMPT,
+                                    "prefill": PREFILL, "rows": rows}, indent=1) + "\n")  # fmt: skip
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
