@@ -30,6 +30,9 @@ class CMakeBuild(build_ext):
             "-DCMAKE_BUILD_TYPE=Release",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            # Passed even where unset: an earlier build's choice must not live on in the cache.
+            f"-DCODEGEN_FAST_CUDA={env.get('CODEGEN_FAST_CUDA') or 'auto'}",
+            f"-DCODEGEN_FAST_CUDA_ARCHS={env.get('CODEGEN_FAST_CUDA_ARCHS', '')}",
         ]  # fmt: skip
         cache = build / "CMakeCache.txt"
         if cache.exists() and f"Python_EXECUTABLE:UNINITIALIZED={sys.executable}\n" not in cache.read_text():
