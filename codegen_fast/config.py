@@ -29,6 +29,7 @@ _ALIASES = {
 _SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
 # Beyond this a product of two sizes and an element's bytes leaves 63 bits.
 _LARGEST_SIZE = 2**24
+_LARGEST_HEAD = 1024  # what attention holds on the stack
 # Weights and cache are laid out by these; the others (token ids, use_cache) programs do set on a loaded model.
 _FIXED = frozenset(_SIZES) | {
     "rotary_dim", "layer_norm_epsilon", "activation_function", "tie_word_embeddings", "model_type"
@@ -195,6 +196,9 @@ def _check(config: CodeGenConfig) -> None:
             raise ValueError(f"{name} is {value}; expected 1 to {_LARGEST_SIZE}")
     if config.n_embd % config.n_head:
         raise ValueError(f"n_embd is {config.n_embd} and n_head is {config.n_head}; n_embd must be divisible by n_head")
+    if config.head_dim > _LARGEST_HEAD or config.head_dim % 2:
+        raise ValueError(f"n_embd is {config.n_embd} and n_head is {config.n_head}: heads of {config.head_dim} "
+                         f"dimensions; expected an even number of at most {_LARGEST_HEAD}")
     if config.model_type == "codegen" and config.n_head % 4:
         raise ValueError(f"n_head is {config.n_head}; CodeGen stores its heads in 4 blocks, so it must be a "
                          f"multiple of 4")

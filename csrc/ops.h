@@ -1,9 +1,9 @@
 // Floor 1: THE contract. Every op of the decoder, once, for every backend.
 //
 // A backend is a namespace (cpu, cuda) that defines the functions at the end of this file. An op
-//   - never allocates: scratch is passed in, sized by the op's own *_workspace function (bytes);
+//   - never allocates: scratch is passed in, at least 16-byte aligned, sized by the op's own *_workspace function;
 //   - never synchronises, and never reads a device's memory on the host;
-//   - writes its outputs and its scratch, nothing else; outputs do not overlap inputs unless said;
+//   - writes its outputs and its scratch, nothing else; outputs do not overlap inputs unless said, nor rows each other;
 //   - checks names, shapes, dtypes, strides and devices before it launches, and throws ValueError or TypeError;
 //   - accepts num_tokens == 0, and then writes nothing.
 //
@@ -37,7 +37,7 @@ enum class Phase : uint8_t { prefill, decode };
 //   dtype f32, f16, bf16: the values themselves.
 //   dtype i8: symmetric, W[row, col] = scale[segment(col), row] * q, q in [-127, 127];
 //             scale = amax / 127 over the row's columns of that segment, q = round_half_even(W * (127 / amax)),
-//             both in float32; a row of zeros has scale 0.
+//             both in float32; a row of zeros has scale 0; where 127 / amax overflows, q is 0.
 struct PackedWeight {
   static constexpr int kMaxSections = 4;
   static constexpr int kMaxSegments = 2;
@@ -61,6 +61,7 @@ struct Norm {
 
 // A ragged batch: B sequences, each with the tokens that are new in this call, and its pages of the cache.
 // Token t of sequence b has position seq_lens[b] - (query_start[b+1] - query_start[b]) + (t - query_start[b]).
+// No page that new tokens fall on belongs to two sequences.
 struct Batch {
   TensorView query_start;  // (B+1,) i32: tokens query_start[b] .. query_start[b+1] of the call belong to b
   TensorView seq_lens;     // (B,) i32: length of the sequence with its new tokens
@@ -114,8 +115,9 @@ struct SamplingParams {       // one entry a row of logits
                                                                                                                       \
   /* q (T, ceil4 columns) i8, scales (T, groups) f32  <-  x (T, K) act, as the products do it in w8a8: every          \
      segment of w is cut into groups of 64 columns (the last may be shorter); in a group scale = amax / 127,          \
-     q = round_half_even(x * (127 / amax)), 0 where amax is 0. Columns stand in segments padded with 0 to             \
-     multiples of 4. Exists so that tests see the quantised activations. */                                           \
+     q = round_half_even(x * (127 / amax)), 0 where amax is 0 or 127 / amax overflows; NaN or infinity in a group     \
+     makes its scale NaN. Columns stand in segments padded with 0 to multiples of 4.                                  \
+     Exists so that tests see the quantised activations. */                                                           \
   void quantize_activations(TensorView& q, TensorView& scales, const TensorView& x, const PackedWeight& w);           \
                                                                                                                       \
   /* x[t] = wte[ids[t]].  x (T, d) act; ids (T,) i64; wte (V, d) f32, f16 or bf16.                                    \
@@ -157,7 +159,8 @@ struct SamplingParams {       // one entry a row of logits
      the most probable down (of equals the lower id first), every token before which less than top_p of the mass      \
      that top_k left has been kept; one token always stays. u = philox_uniform(seed, sample_index, position)          \
      (philox.h); the token is the first kept id, in order of ids, at which the running mass exceeds u * kept mass.    \
-     A row with a NaN, or with no finite logit, gives -1. */                                                          \
+     A row gives -1 if it holds a NaN, if its largest logit is infinite, or if a parameter is out of its range:       \
+     temperature finite and at least 0, top_k at least 0, top_p from 0 to 1. */                                       \
   void sample(TensorView& out, const TensorView& logits, const SamplingParams& params, TensorView& workspace);        \
   int64_t sample_workspace(int64_t num_rows, int64_t vocab_size);                                                     \
                                                                                                                       \

@@ -72,11 +72,10 @@ void check_shape(const TensorView& t, std::initializer_list<int64_t> expected) {
 }
 
 void check_dtype(const TensorView& t, std::initializer_list<DType> allowed) {
-  std::string names;
-  for (DType a : allowed) {
+  for (DType a : allowed)
     if (t.dtype == a) return;
-    names += (names.empty() ? "" : " or ") + std::string(dtype_name(a));
-  }
+  std::string names;
+  for (DType a : allowed) names += (names.empty() ? "" : " or ") + std::string(dtype_name(a));
   throw TypeError(std::string(t.name) + ": expected dtype " + names + ", got " + dtype_name(t.dtype));
 }
 
@@ -94,6 +93,20 @@ void check_rows_contiguous(const TensorView& t) {
   if (bad)
     throw ValueError(std::string(t.name) + ": expected rows of adjacent elements, got strides " +
                      list_string(t.strides, t.ndim) + "; call .contiguous()");
+}
+
+void check_output_rows(const TensorView& t) {
+  check_rows_contiguous(t);
+  if (t.ndim != 2 || t.numel() == 0) return;
+  if (t.shape[0] > 1 && t.strides[0] < t.shape[1])
+    throw ValueError(std::string(t.name) + ": rows of " + std::to_string(t.shape[1]) + " elements overlap (strides " +
+                     list_string(t.strides, t.ndim) + "); an output needs rows of its own");
+}
+
+void check_alignment(const TensorView& t, int64_t bytes) {
+  if (reinterpret_cast<uintptr_t>(t.data) % bytes)
+    throw ValueError(std::string(t.name) + ": expected memory that begins on a multiple of " + std::to_string(bytes) +
+                     " bytes");
 }
 
 void check_device(const TensorView& t, Device expected) {

@@ -49,6 +49,10 @@ void check_shape(const TensorView& t, std::initializer_list<int64_t> expected); 
 void check_dtype(const TensorView& t, std::initializer_list<DType> allowed);
 void check_contiguous(const TensorView& t);
 void check_rows_contiguous(const TensorView& t);  // the last dimension is dense, rows may be strided
+// An output: as above, and no two rows share memory.
+void check_output_rows(const TensorView& t);
+// The first element lies on a multiple of `bytes`.
+void check_alignment(const TensorView& t, int64_t bytes);
 void check_device(const TensorView& t, Device expected);
 
 }  // namespace codegen_fast

@@ -58,6 +58,8 @@ def test_what_the_weights_are_laid_out_by_cannot_be_changed():
 @pytest.mark.parametrize("changes, message", [
     ({"model_type": "llama"}, r"model_type is 'llama', so this is not a CodeGen model; expected 'codegen' or 'gptj'"),
     ({"model_type": None}, r"model_type is None, so this is not a CodeGen model"),
+    ({"n_embd": 60}, r"n_embd is 60 and n_head is 4: heads of 15 dimensions; expected an even number of at most 1024"),
+    ({"n_embd": 4104}, r"n_embd is 4104 and n_head is 4: heads of 1026 dimensions; expected an even number of at most 1024"),
     ({"n_embd": 66}, r"n_embd is 66 and n_head is 4; n_embd must be divisible by n_head"),
     ({"n_head": 2}, r"n_head is 2; CodeGen stores its heads in 4 blocks, so it must be a multiple of 4"),
     ({"rotary_dim": 7}, r"rotary_dim is 7; expected an even number from 2 to the head's 16"),

@@ -69,12 +69,16 @@ def _flag(name: str, value: Any) -> bool:
     raise _refuse(name, value, "True or False")
 
 
+# The kernels hold knobs in float32.
+_FLOAT32_MAX, _FLOAT32_MIN = 3.4028234e38, 1.1754944e-38
+
+
 def _temperature(name: str, value: Any) -> float:
     # Zero and the sampling mode are looked at together later: greedy programs often pass temperature=0.
     number = _as_number(value)
-    if not 0 <= number < math.inf:
+    if not 0 <= number <= _FLOAT32_MAX:
         raise _refuse(name, value, "a finite number above 0")
-    return number
+    return max(number, _FLOAT32_MIN) if number else 0.0  # tiny is not zero: as a float32 it must not become greedy
 
 
 def _top_p(name: str, value: Any) -> float:

@@ -6,6 +6,7 @@
 #include <tuple>
 #include <utility>
 
+#include "../cpu/float_environment.h"
 #include "operands.h"
 
 namespace codegen_fast::bind {
@@ -67,11 +68,11 @@ inline void same_device(const TensorView*& first, const TensorView* next) {
 }
 
 template <class... A, size_t... I>
-void def_op_indexed(py::module_& m, const char* op, void (*cpu)(A...), const std::array<const char*, sizeof...(A)>& names,
+void def_op_indexed(py::module_& m, const char* op, void (*op_on_cpu)(A...), const std::array<const char*, sizeof...(A)>& names,
                     std::index_sequence<I...>) {
   m.def(
       op,
-      [op, cpu, names](typename Plain<A>::From... from) {
+      [op, op_on_cpu, names](typename Plain<A>::From... from) {
         std::tuple<decltype(Plain<A>::make(from, ""))...> values{Plain<A>::make(from, names[I])...};
         const TensorView* device = nullptr;
         (same_device(device, Plain<A>::device_of(std::get<I>(values))), ...);
@@ -80,14 +81,15 @@ void def_op_indexed(py::module_& m, const char* op, void (*cpu)(A...), const std
                            ", and this build of codegen_fast has no CUDA kernels for " + op);
         py::gil_scoped_release release;
         if (g_dry_run.load(std::memory_order_relaxed)) return;
-        cpu(std::get<I>(values)...);
+        const cpu::FloatEnvironment standard;
+        op_on_cpu(std::get<I>(values)...);
       },
       py::arg(names[I])...);
 }
 
 template <class... A>
-void def_op(py::module_& m, const char* op, void (*cpu)(A...), const std::array<const char*, sizeof...(A)>& names) {
-  def_op_indexed(m, op, cpu, names, std::index_sequence_for<A...>{});
+void def_op(py::module_& m, const char* op, void (*op_on_cpu)(A...), const std::array<const char*, sizeof...(A)>& names) {
+  def_op_indexed(m, op, op_on_cpu, names, std::index_sequence_for<A...>{});
 }
 
 }  // namespace codegen_fast::bind

@@ -14,14 +14,17 @@ PackedWeight weight_shape(const std::string& kind, const std::vector<int64_t>& s
     throw ValueError("sections: expected 1 to 4 of them, got " + std::to_string(sections.size()));
   if (segments.empty() || segments.size() > PackedWeight::kMaxSegments)
     throw ValueError("segments: expected 1 or 2 of them, got " + std::to_string(segments.size()));
+  constexpr int64_t kLargest = int64_t{1} << 28;  // far above any model, and no product of sizes overflows
   w.num_sections = static_cast<int>(sections.size());
   w.num_segments = static_cast<int>(segments.size());
   for (size_t i = 0; i < sections.size(); ++i) {
-    if (sections[i] < 1) throw ValueError("sections: expected positive sizes, got " + std::to_string(sections[i]));
+    if (sections[i] < 1 || sections[i] > kLargest)
+      throw ValueError("sections: expected sizes from 1 to 2^28, got " + std::to_string(sections[i]));
     w.section_rows[i] = sections[i];
   }
   for (size_t i = 0; i < segments.size(); ++i) {
-    if (segments[i] < 1) throw ValueError("segments: expected positive sizes, got " + std::to_string(segments[i]));
+    if (segments[i] < 1 || segments[i] > kLargest)
+      throw ValueError("segments: expected sizes from 1 to 2^28, got " + std::to_string(segments[i]));
     w.segment_cols[i] = segments[i];
   }
   return w;

@@ -12,7 +12,7 @@ namespace py = pybind11;
 // Remembers torch's tensor types and its exchange API. Throws ImportError for an API this binding cannot use.
 void bind_torch(py::type tensor, py::type parameter, py::object capsule);
 
-// A view of a torch tensor for as long as the object lives and is not resized. Throws TypeError or ValueError that
+// A view of a torch tensor for as long as the object lives and keeps its memory (no resize_, set_ or .data = ...). Throws TypeError or ValueError that
 // begins with `name` for anything the ops must not see.
 TensorView view(py::handle object, const char* name);
 

@@ -21,7 +21,9 @@ struct Running {
 // (state, total) takes in one more split.
 void merge(Running& state, float* total, AttentionPartial part, const float* values, int64_t head_dim) {
   const float m = part.max > state.max ? part.max : state.max;
-  const float keep = state.sum == 0.0f ? 0.0f : std::exp(state.max - m), gain = std::exp(part.max - m);
+  // exp(-infinity - -infinity) is NaN: a side that weighs nothing is left out.
+  const float keep = state.sum == 0.0f ? 0.0f : std::exp(state.max - m);
+  const float gain = part.sum == 0.0f ? 0.0f : std::exp(part.max - m);
   for (int64_t i = 0; i < head_dim; ++i) total[i] = total[i] * keep + values[i] * gain;
   state.sum = state.sum * keep + part.sum * gain;
   state.max = m;
@@ -48,7 +50,7 @@ void attention(TensorView& act, const TensorView& q, const KVCache& cache, int64
     throw ValueError("n_head: heads of " + std::to_string(head_dim) + " dimensions, at most " +
                      std::to_string(kMaxHeadDim) + " are supported");
   check_activations(q, tokens, d, device);
-  check_activations(act, tokens, -1, device);
+  check_output(act, tokens, -1, device);
   if (act.shape[1] < d)
     throw ValueError("act: expected at least " + std::to_string(d) + " columns, got " + std::to_string(act.shape[1]));
   check_batch(batch, cache, d, device);

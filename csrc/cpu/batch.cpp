@@ -22,7 +22,9 @@ void check_batch(const Batch& batch, const KVCache& cache, int64_t d, Device dev
   // On the CPU the batch lies in memory that can be read: a wrong page id is an error here and not a crash.
   const int32_t* start = batch.query_start.as<int32_t>();
   const int32_t* lens = batch.seq_lens.as<int32_t>();
-  if (seqs && start[0] != 0) throw ValueError("query_start: expected to begin with 0, got " + std::to_string(start[0]));
+  if (batch.max_seq_len < 0 || batch.max_seq_len > INT32_MAX)
+    throw ValueError("max_seq_len: expected 0 to 2^31 - 1, got " + std::to_string(batch.max_seq_len));
+  if (start[0] != 0) throw ValueError("query_start: expected to begin with 0, got " + std::to_string(start[0]));
   for (int64_t b = 0; b < seqs; ++b) {
     const int64_t fresh = int64_t{start[b + 1]} - start[b], pages = (int64_t{lens[b]} + kPage - 1) / kPage;
     if (fresh < 0) throw ValueError("query_start: expected values that never fall, got " + std::to_string(start[b]) +
@@ -41,7 +43,7 @@ void check_batch(const Batch& batch, const KVCache& cache, int64_t d, Device dev
         throw ValueError("page_table: sequence " + std::to_string(b) + " names page " + std::to_string(ids[p]) +
                          ", the cache has " + std::to_string(cache.pages.shape[0]));
   }
-  const int64_t total = seqs ? start[seqs] : 0;
+  const int64_t total = start[seqs];
   if (total != batch.num_tokens)
     throw ValueError("num_tokens: expected " + std::to_string(total) + " (the end of query_start), got " +
                      std::to_string(batch.num_tokens));

@@ -27,9 +27,12 @@ void copy_pages(KVCache& cache, const TensorView& source, const TensorView& dest
         throw ValueError(std::string(t->name) + ": page " + std::to_string(id) + " is not one of the cache's " +
                          std::to_string(pages));
     }
+    if (source.as<int32_t>()[i] == destination.as<int32_t>()[i])
+      throw ValueError("destination: page " + std::to_string(source.as<int32_t>()[i]) + " is its own source");
+  }
+  for (int64_t i = 0; i < source.shape[0]; ++i)
     std::memcpy(cache.pages.as<char>() + destination.as<int32_t>()[i] * bytes,
                 cache.pages.as<char>() + source.as<int32_t>()[i] * bytes, bytes);
-  }
 }
 
 }  // namespace codegen_fast::cpu

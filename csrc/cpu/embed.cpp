@@ -13,7 +13,7 @@ void embed(TensorView& x, const TensorView& ids, const TensorView& wte) {
   check_contiguous(wte);
   check_device(wte, device);
   const int64_t tokens = ids.shape[0], vocab_size = wte.shape[0], d = wte.shape[1];
-  check_activations(x, tokens, d, device);
+  check_output(x, tokens, d, device);
 
   for (int64_t t = 0; t < tokens; ++t) {
     const int64_t id = ids.as<int64_t>()[t];
@@ -30,7 +30,7 @@ void layer_norm(TensorView& out, const TensorView& x, const Norm& norm) {
   check_shape(x, {-1, -1});
   const int64_t tokens = x.shape[0], d = x.shape[1];
   check_activations(x, tokens, d, device);
-  check_activations(out, tokens, d, device);
+  check_output(out, tokens, d, device);
   check_norm(norm, d, device);
 
   for (int64_t t = 0; t < tokens; ++t)

@@ -24,8 +24,8 @@ void input_product(TensorView& q_out, TensorView& act, KVCache& cache, const Ten
   if (n_head < 1 || d % n_head) throw ValueError("n_head: " + std::to_string(n_head) + " does not divide " + std::to_string(d));
   const int64_t head_dim = d / n_head;
   check_activations(x, tokens, d, device);
-  check_activations(q_out, tokens, d, device);
-  check_activations(act, tokens, d + inner, device);
+  check_output(q_out, tokens, d, device);
+  check_output(act, tokens, d + inner, device);
   check_norm(norm, d, device);
   check_dtype(bias_in, {DType::f32});
   check_shape(bias_in, {inner});

@@ -20,7 +20,7 @@ void lm_head(TensorView& logits, const TensorView& x, const TensorView& rows, co
   check_contiguous(rows);
   check_device(rows, device);
   const int64_t count = rows.shape[0];
-  check_activations(logits, count, vocab_size, device);
+  check_output(logits, count, vocab_size, device);
   check_norm(norm, d, device);
   check_dtype(bias_lm, {DType::f32});
   check_shape(bias_lm, {vocab_size});

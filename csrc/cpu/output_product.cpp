@@ -17,7 +17,7 @@ void output_product(TensorView& x, const TensorView& act, const PackedWeight& w_
   check_shape(act, {-1, w_out.in_features()});
   const int64_t tokens = act.shape[0];
   check_activations(act, tokens, w_out.in_features(), device);
-  check_activations(x, tokens, d, device);
+  check_output(x, tokens, d, device);
   check_dtype(bias_out, {DType::f32});
   check_shape(bias_out, {d});
   check_contiguous(bias_out);

@@ -53,10 +53,10 @@ void check_rows(const PackedWeight& w, int64_t section, int64_t row, int64_t seg
   if (segment < 0 || segment >= w.num_segments)
     throw ValueError("segment: expected 0 to " + std::to_string(w.num_segments - 1) + ", got " + std::to_string(segment));
   check_shape(rows, {-1, w.segment_cols[segment]});
-  if (row < 0 || row + rows.shape[0] > w.section_rows[section])
-    throw ValueError(std::string(rows.name) + ": rows " + std::to_string(row) + " to " +
-                     std::to_string(row + rows.shape[0]) + " do not fit a section of " +
-                     std::to_string(w.section_rows[section]) + " rows");
+  if (row < 0 || row > w.section_rows[section] - rows.shape[0])
+    throw ValueError(std::string(rows.name) + ": " + std::to_string(rows.shape[0]) + " rows from row " +
+                     std::to_string(row) + " on do not fit a section of " + std::to_string(w.section_rows[section]) +
+                     " rows");
   check_rows_contiguous(rows);
   check_device(rows, w.data.device);
 }
@@ -223,6 +223,7 @@ void check_packed(const PackedWeight& w, const char* name, Device device) {
   check_dtype(w.data, {DType::u8});
   check_shape(w.data, {packed_weight_bytes(w)});
   check_contiguous(w.data);
+  check_alignment(w.data, 64);
   check_device(w.data, device);
   if (w.dtype != DType::i8) return;
   check_dtype(w.scales, {DType::f32});

@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <atomic>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
 #include "../view.h"
+#include "float_environment.h"
 
 namespace codegen_fast::cpu {
 namespace {
@@ -26,17 +28,20 @@ constexpr int kSpins = 4000;
 
 class Pool {
  public:
-  ~Pool() { stop(); }
-
   int size() const { return size_.load(std::memory_order_relaxed); }
 
   void resize(int n) {
-    if (n == size()) return;
+    if (n == wanted_.load(std::memory_order_relaxed)) return;  // asked before every step: without waiting for others
     std::lock_guard<std::mutex> lock(region_);
     stop();
     quit_.store(false);
-    for (int i = 1; i < n; ++i) workers_.emplace_back([this] { work(); });
-    size_.store(n);
+    try {
+      for (int i = 1; i < n; ++i) workers_.emplace_back([this] { work(); });
+    } catch (const std::system_error&) {
+      // The system gives no more threads: those there are do the work, and results are the same.
+    }
+    size_.store(static_cast<int>(workers_.size()) + 1);
+    wanted_.store(n);
   }
 
   void run(int64_t n, int64_t grain, detail::Body body, void* context) {
@@ -72,6 +77,7 @@ class Pool {
   }
 
   void work() {
+    const FloatEnvironment standard;
     uint64_t seen = 0;
     for (;;) {
       for (int spins = 0; generation_.load() == seen && spins < kSpins; ++spins) pause();
@@ -94,6 +100,7 @@ class Pool {
 
   std::mutex region_;  // held for the length of a parallel region
   std::vector<std::thread> workers_;
+  std::atomic<int> wanted_{1};  // size_ is smaller where the system gave no more threads
   std::atomic<int> size_{1};
   std::atomic<uint64_t> generation_{0};
   std::atomic<bool> open_{false};
@@ -105,22 +112,14 @@ class Pool {
   void* context_ = nullptr;
 };
 
-std::atomic<Pool*> g_pool{nullptr};
+// Never destroyed: joining threads while the interpreter exits can hang.
+std::atomic<Pool*> g_pool{new Pool};
+// Threads don't survive a fork, and a lock may be held in the parent: the child gets a pool of its own.
+const int g_at_fork = pthread_atfork(nullptr, nullptr, [] { g_pool.store(new Pool); });
 
 Pool& pool() {
-  Pool* p = g_pool.load(std::memory_order_acquire);
-  if (p) return *p;
-  static std::mutex creation;
-  std::lock_guard<std::mutex> lock(creation);
-  p = g_pool.load();
-  if (p) return *p;
-  static std::once_flag registered;
-  // Threads don't survive a fork. The child forgets the parent's pool (its mutex may be held for ever) and makes
-  // its own at the next call.
-  std::call_once(registered, [] { pthread_atfork(nullptr, nullptr, [] { g_pool.store(nullptr); }); });
-  p = new Pool;  // lives as long as the process: joining threads while the interpreter exits can hang
-  g_pool.store(p, std::memory_order_release);
-  return *p;
+  (void)g_at_fork;
+  return *g_pool.load(std::memory_order_acquire);
 }
 
 }  // namespace

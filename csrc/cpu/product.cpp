@@ -26,6 +26,7 @@ ProductScratch::ProductScratch(const TensorView& workspace, int64_t rows, const 
 void check_workspace(const TensorView& workspace, int64_t bytes) {
   check_dtype(workspace, {DType::u8});
   check_contiguous(workspace);
+  if (bytes) check_alignment(workspace, 16);
   if (workspace.ndim != 1 || workspace.numel() < bytes)
     throw ValueError(std::string(workspace.name) + ": expected at least " + std::to_string(bytes) +
                      " bytes in one dimension, got shape " + shape_string(workspace));
@@ -45,6 +46,11 @@ void check_activations(const TensorView& x, int64_t rows, int64_t columns, Devic
   check_shape(x, {rows, columns});
   check_rows_contiguous(x);
   check_device(x, device);
+}
+
+void check_output(const TensorView& x, int64_t rows, int64_t columns, Device device) {
+  check_activations(x, rows, columns, device);
+  check_output_rows(x);
 }
 
 void quantize_activations(TensorView& q, TensorView& scales, const TensorView& x, const PackedWeight& w) {

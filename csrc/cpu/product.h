@@ -21,8 +21,9 @@ struct ProductScratch {
 
 void check_workspace(const TensorView& workspace, int64_t bytes);
 void check_norm(const Norm& norm, int64_t d, Device device);
-// (T, columns) f32 whose rows may be strided
+// (T, columns) f32 whose rows may be strided; an output's rows share no memory
 void check_activations(const TensorView& x, int64_t rows, int64_t columns, Device device);
+void check_output(const TensorView& x, int64_t rows, int64_t columns, Device device);
 
 // The rows of a product, ready to be multiplied: float rows, or int8 rows with scales.
 struct ProductRows {
@@ -53,8 +54,8 @@ ProductRows prepare_rows(Source&& source, int64_t rows, int64_t x_stride, const 
       }
       if (!quantized) continue;
       float* scales = scratch.q_scales + t * groups;
-      for (int s = 0, from = 0; s < w.num_segments; from += w.segment_cols[s], ++s) {
-        k.quantize(scratch.q + t * q_stride + first_column(w, s), scales, x + from, w.segment_cols[s]);
+      for (int s = 0; s < w.num_segments; x += w.segment_cols[s], ++s) {
+        k.quantize(scratch.q + t * q_stride + first_column(w, s), scales, x, w.segment_cols[s]);
         scales += (w.segment_cols[s] + kGroup - 1) / kGroup;
       }
     }

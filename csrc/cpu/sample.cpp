@@ -17,6 +17,8 @@ namespace {
 constexpr int kBuckets = 8192;
 constexpr int kBucketShift = 18;
 
+constexpr int64_t kLanes = 64;  // rows that have scratch of their own; the others take turns
+
 uint32_t rank_bits(float z) {
   uint32_t u;
   std::memcpy(&u, &z, 4);
@@ -51,7 +53,7 @@ int64_t gather_bucket(const RowScratch& s, int64_t vocab_size, uint32_t bucket) 
 }
 
 // Tokens that top_k drops get p = -1, so that top_p can tell them from those whose probability is too small for a float.
-void keep_top_k(const RowScratch& s, int64_t vocab_size, int64_t top_k) {
+void keep_top_k(const RowScratch& s, const float* logits, int64_t vocab_size, int64_t top_k) {
   std::memset(s.count, 0, kBuckets * sizeof(int32_t));
   for (int64_t i = 0; i < vocab_size; ++i) ++s.count[rank_bits(s.z[i]) >> kBucketShift];
   int64_t above = 0;
@@ -59,10 +61,11 @@ void keep_top_k(const RowScratch& s, int64_t vocab_size, int64_t top_k) {
   while (above + s.count[bucket] < top_k) above += s.count[bucket++];
   const int64_t n = gather_bucket(s, vocab_size, bucket);
   int32_t* kth = s.ids + (top_k - above - 1);
-  std::nth_element(s.ids, kth, s.ids + n, [&](int32_t a, int32_t b) { return s.z[a] > s.z[b]; });
-  const float threshold = s.z[*kth];
+  // Decided on the logits: the subtraction in z may have rounded two that differ to the same value.
+  std::nth_element(s.ids, kth, s.ids + n, [&](int32_t a, int32_t b) { return logits[a] > logits[b]; });
+  const float threshold = logits[*kth];
   for (int64_t i = 0; i < vocab_size; ++i)
-    if (s.z[i] < threshold) s.p[i] = -1.0f;
+    if (logits[i] < threshold) s.p[i] = -1.0f;
 }
 
 void keep_top_p(const RowScratch& s, int64_t vocab_size, float top_p) {
@@ -89,6 +92,9 @@ void keep_top_p(const RowScratch& s, int64_t vocab_size, float top_p) {
 
 int64_t sample_row(const float* logits, int64_t vocab_size, float temperature, int64_t top_k, float top_p, double u,
                    const RowScratch& s) {
+  // Written so that NaN fails.
+  if (!(temperature >= 0.0f && temperature <= 3.402823466e38f && top_k >= 0 && top_p >= 0.0f && top_p <= 1.0f))
+    return -1;
   int64_t best = 0;
   bool has_nan = false;
   for (int64_t i = 0; i < vocab_size; ++i) {
@@ -101,7 +107,7 @@ int64_t sample_row(const float* logits, int64_t vocab_size, float temperature, i
 
   for (int64_t i = 0; i < vocab_size; ++i) s.z[i] = (logits[i] - max) / temperature;
   kernels().exponentials(s.p, s.z, vocab_size);
-  if (top_k > 0 && top_k < vocab_size) keep_top_k(s, vocab_size, top_k);
+  if (top_k > 0 && top_k < vocab_size) keep_top_k(s, logits, vocab_size, top_k);
   if (top_p < 1.0f) keep_top_p(s, vocab_size, top_p);
 
   double total = 0.0;
@@ -120,7 +126,7 @@ int64_t sample_row(const float* logits, int64_t vocab_size, float temperature, i
 }  // namespace
 
 int64_t sample_workspace(int64_t num_rows, int64_t vocab_size) {
-  return num_rows * round_up(RowScratch::bytes(vocab_size), 64);
+  return std::min(num_rows, kLanes) * round_up(RowScratch::bytes(vocab_size), 64);
 }
 
 void sample(TensorView& out, const TensorView& logits, const SamplingParams& params, TensorView& workspace) {
@@ -146,15 +152,18 @@ void sample(TensorView& out, const TensorView& logits, const SamplingParams& par
   }
   check_workspace(workspace, sample_workspace(rows, vocab_size));
 
-  parallel_for(rows, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
-      const RowScratch scratch(workspace.as<char>() + b * round_up(RowScratch::bytes(vocab_size), 64), vocab_size);
-      const double u = philox_uniform(static_cast<uint64_t>(params.seed.as<int64_t>()[b]),
-                                      static_cast<uint32_t>(params.sample_index.as<int32_t>()[b]),
-                                      static_cast<uint32_t>(params.position.as<int32_t>()[b]));
-      out.as<int64_t>()[b] = sample_row(logits.as<float>() + b * logits.strides[0], vocab_size,
-                                        params.temperature.as<float>()[b], params.top_k.as<int32_t>()[b],
-                                        params.top_p.as<float>()[b], u, scratch);
+  const int64_t lanes = std::min(rows, kLanes);
+  parallel_for(lanes, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t lane = begin; lane < end; ++lane) {
+      const RowScratch scratch(workspace.as<char>() + lane * round_up(RowScratch::bytes(vocab_size), 64), vocab_size);
+      for (int64_t b = lane; b < rows; b += lanes) {
+        const double u = philox_uniform(static_cast<uint64_t>(params.seed.as<int64_t>()[b]),
+                                        static_cast<uint32_t>(params.sample_index.as<int32_t>()[b]),
+                                        static_cast<uint32_t>(params.position.as<int32_t>()[b]));
+        out.as<int64_t>()[b] = sample_row(logits.as<float>() + b * logits.strides[0], vocab_size,
+                                          params.temperature.as<float>()[b], params.top_k.as<int32_t>()[b],
+                                          params.top_p.as<float>()[b], u, scratch);
+      }
     }
   });
 }

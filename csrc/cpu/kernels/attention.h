@@ -79,9 +79,11 @@ static AttentionPartial attend_typed(float* out, const float* q, const T* pages,
   vreg largest = set1(-__builtin_inff());
   for (int64_t j = 0; j < num_pages * kPage; j += kWidth) largest = max(load(scores + j), largest);
   const float m = max_lanes(largest);
+  // Scores that all overflowed to -infinity weigh nothing beside other splits; minus infinity itself would make NaN.
+  const float shift = m == -__builtin_inff() ? 0.0f : m;
   vreg sum{};
   for (int64_t j = 0; j < num_pages * kPage; j += kWidth) {
-    const vreg e = exp(load(scores + j) - m);
+    const vreg e = exp(load(scores + j) - shift);
     store(scores + j, e);
     sum += e;
   }
