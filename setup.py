@@ -4,6 +4,7 @@ The build folder is kept (build/<python tag>), so that a second build compiles w
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -29,15 +30,13 @@ class CMakeBuild(build_ext):
             "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
             "-DCMAKE_BUILD_TYPE=Release",
             f"-DPython_EXECUTABLE={sys.executable}",
+            # pip's isolated environments come and go with their ninja; the object files stay valid.
+            f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             # Passed even where unset: an earlier build's choice must not live on in the cache.
             f"-DCODEGEN_FAST_CUDA={env.get('CODEGEN_FAST_CUDA') or 'auto'}",
             f"-DCODEGEN_FAST_CUDA_ARCHS={env.get('CODEGEN_FAST_CUDA_ARCHS', '')}",
         ]  # fmt: skip
-        cache = build / "CMakeCache.txt"
-        if cache.exists() and f"Python_EXECUTABLE:UNINITIALIZED={sys.executable}\n" not in cache.read_text():
-            # pip's isolated environments come and go with their cmake and Python; object files stay valid.
-            cache.unlink()
         subprocess.run(configure, check=True, env=env)
         subprocess.run(["cmake", "--build", str(build)], check=True, env=env)
         subprocess.run(["cmake", "--install", str(build), "--prefix", str(target.parent)], check=True, env=env)

@@ -79,10 +79,11 @@ class PagedCache:
         """
         copies: list[tuple[int, int]] = []
         wanted = sum(
-            self.pages_for(s.length + n) - len(s.pages) + 1 for s, n in zip(sequences, new_tokens, strict=True)
+            max(0, self.pages_for(s.length + n) - len(s.pages)) + (n > 0 and self.is_shared(s))
+            for s, n in zip(sequences, new_tokens, strict=True)
         )
         if wanted > len(self._free):
-            self._grow(wanted - len(self._free))
+            self._grow(max(wanted - len(self._free), len(self._owners) // 2))
         for sequence, n in zip(sequences, new_tokens, strict=True):
             if n == 0:
                 continue
@@ -120,9 +121,14 @@ class PagedCache:
         self._owners[page] = 1
         return page
 
-    def _grow(self, at_least: int) -> None:
+    def grow_to(self, num_pages: int) -> None:
+        """Makes room for this many pages in all, so that nothing is copied later."""
+        if num_pages > len(self._owners):
+            self._grow(num_pages - len(self._owners))
+
+    def _grow(self, more: int) -> None:
         old = len(self._owners)
-        new = old + max(at_least, old // 2)
+        new = old + more
         n_layer, _, page_size, width = self.storage.shape
         storage = torch.empty(n_layer, new, page_size, width, dtype=self.storage.dtype, device=self.storage.device)
         if storage.device.type == "cpu":

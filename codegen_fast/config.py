@@ -156,7 +156,7 @@ class CodeGenConfig:
 def read_json(path: Path, *, what: str) -> dict[str, Any]:
     """The object in a JSON file. OSError (`what` says what it is for) without the file, ValueError if broken."""
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise OSError(f"{path.parent} has no {path.name}; {what}") from None
     except UnicodeDecodeError as error:

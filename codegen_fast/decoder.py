@@ -227,8 +227,9 @@ def _rotary_table(n_positions: int, rotary_dim: int, device: torch.device) -> to
     Computed in float32 as transformers does: at position 2000 the rounding of an angle is 6e-5, which the model was
     trained with and which a more exact table would turn into a difference.
     """
-    inverse = 1.0 / (10000 ** (torch.arange(0, rotary_dim, 2, dtype=torch.int64) / rotary_dim))
-    angles = torch.arange(n_positions, dtype=torch.int64).float()[:, None] * inverse[None, :]
+    steps = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device="cpu")
+    inverse = 1.0 / (10000 ** (steps / rotary_dim))
+    angles = torch.arange(n_positions, dtype=torch.float32, device="cpu")[:, None] * inverse[None, :]
     return torch.cat([torch.cos(angles), torch.sin(angles)], dim=1).to(device)
 
 

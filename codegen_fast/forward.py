@@ -42,6 +42,20 @@ class PastKeyValues:
         """Columns so far, padding included, as transformers counts them."""
         return self.mask.shape[1]
 
+    def __copy__(self) -> PastKeyValues:
+        return self.__deepcopy__({})
+
+    def __deepcopy__(self, memo: dict) -> PastKeyValues:
+        """A second continuation of the same tokens: it shares their pages, so a copy costs next to nothing."""
+        return PastKeyValues(self.decoder, self.cache, [self.cache.fork(s) for s in self.sequences], self.mask)
+
+    def __del__(self) -> None:
+        for sequence in self.sequences:
+            self.cache.release(sequence)
+
+    def __reduce__(self) -> Any:
+        raise TypeError("past_key_values can be copied (copy.deepcopy), not pickled: it belongs to a loaded model")
+
     def __repr__(self) -> str:
         return f"PastKeyValues(batch={self.mask.shape[0]}, tokens={self.get_seq_length()})"
 
@@ -127,7 +141,7 @@ def _require_past(past: Any, decoder: Decoder, batch: int) -> PastKeyValues | No
 
 def _whole_mask(attention_mask: Any, ids: Tensor, past: PastKeyValues | None) -> Tensor:
     """(B, past columns + n) bool."""
-    old = past.mask if past is not None else torch.ones(len(ids), 0, dtype=torch.bool)
+    old = past.mask if past is not None else torch.ones(len(ids), 0, dtype=torch.bool, device="cpu")
     if attention_mask is None:
         return torch.cat([old, torch.ones_like(ids, dtype=torch.bool)], 1)
     whole = as_mask(attention_mask, (len(ids), old.shape[1] + ids.shape[1]))
@@ -156,7 +170,7 @@ def _labels(labels: Any, ids: Tensor, vocab_size: int, logits_to_keep: Any) -> T
 def _columns_to_keep(logits_to_keep: Any, columns: int) -> list[int] | None:
     """Columns of the logits that are asked for; None for all."""
     if isinstance(logits_to_keep, Tensor) and logits_to_keep.dim() == 1 and not logits_to_keep.is_floating_point():
-        return torch.arange(columns)[logits_to_keep.cpu()].tolist()
+        return torch.arange(columns, device="cpu")[logits_to_keep.cpu()].tolist()
     count = as_int(logits_to_keep)
     if count is None or count < 0:
         raise ValueError(f"logits_to_keep={logits_to_keep!r} is not allowed: expected 0 for all columns, the number of "

@@ -13,8 +13,8 @@ DTYPES = {"float32": torch.float32, "float": torch.float32, "float16": torch.flo
 QUANTIZATIONS = (None, "int8")
 
 # Taken as transformers takes them, without effect here: there is one way to load, and one attention.
-_NO_EFFECT = ("low_cpu_mem_usage", "trust_remote_code", "attn_implementation", "use_safetensors", "offload_folder",
-              "offload_state_dict", "use_auth_token", "resume_download", "weights_only", "output_loading_info")
+_NO_EFFECT = ("low_cpu_mem_usage", "trust_remote_code", "attn_implementation", "offload_folder",
+              "offload_state_dict", "use_auth_token", "resume_download", "weights_only")
 _REFUSED = {
     "load_in_8bit": "use quantization='int8'",
     "load_in_4bit": "use quantization='int8'",
@@ -26,6 +26,7 @@ _REFUSED = {
     "variant": "download the repository and pass the folder's path",
     "force_download": "delete the repository from the Hub's cache",
     "proxies": "set HTTPS_PROXY in the environment",
+    "output_loading_info": "every tensor is read or an error names it, so there is nothing to tell",
     "gguf_file": "only safetensors and .bin checkpoints are read",
     "tp_plan": "the model lies on one device; choose it with device=",
 }
@@ -36,13 +37,34 @@ _OWN = ("dtype", "torch_dtype", "device", "device_map", "quantization", "revisio
 def require_known_arguments(others: dict[str, Any]) -> None:
     """TypeError for arguments that neither we nor transformers have, NotImplementedError for what only it does."""
     for name, value in others.items():
-        if name in _REFUSED:
+        if name == "use_safetensors":
+            if value is False:
+                raise NotImplementedError("from_pretrained(use_safetensors=False) is not supported in codegen_fast: "
+                                          "safetensors are read where there are any, else .bin files")
+        elif name in _REFUSED:
             if value is not None and value is not False:
                 raise NotImplementedError(f"from_pretrained({name}=...) is not supported in codegen_fast: "
                                           f"{_REFUSED[name]}")
         elif name not in _NO_EFFECT:
-            known = [*_OWN, *_NO_EFFECT, *_REFUSED]
+            known = [*_OWN, *_NO_EFFECT, *_REFUSED, "use_safetensors"]
             raise TypeError(f"from_pretrained() got an unknown argument {name!r}{nearest(name, known)}")
+
+
+def choose_token(token: str | bool | None, use_auth_token: str | bool | None) -> str | bool | None:
+    """token, or its old name use_auth_token."""
+    if token is not None and use_auth_token is not None and token != use_auth_token:
+        raise ValueError("token and use_auth_token differ: pass one of them")
+    return token if token is not None else use_auth_token
+
+
+def parse_size(value: int | str, name: str) -> int:
+    """Bytes, from an int or a text like "500MB" or "5GB" (powers of ten)."""
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+    text = str(value).strip().upper().replace(" ", "")
+    number, unit = (text[:-2], units[text[-2:]]) if text[-2:] in units else (text, 1)
+    if isinstance(value, bool) or not number.isdecimal() or int(number) == 0:
+        raise ValueError(f"{name}={value!r} is not allowed: expected a number of bytes, or a text like '5GB'")
+    return int(number) * unit
 
 
 def parse_dtype(dtype: Any, name: str = "dtype") -> torch.dtype | None:

@@ -27,6 +27,20 @@ def model_bytes(config: CodeGenConfig, dtype: torch.dtype, quantization: str | N
     return config.n_layer * (packed["w_in"] + packed["w_out"]) + packed["lm_head"] + embedding + 4 * vectors
 
 
+def parameter_count(config: CodeGenConfig) -> int:
+    """Parameters of the model, whatever type they are stored in; a tied embedding counts once."""
+    d = config.n_embd
+    products = {name: sum(sections) * sum(segments) for name, (sections, segments) in config.packed_shapes().items()}
+    layer = products["w_in"] + products["w_out"] + config.inner + d + 2 * d
+    lm_head = config.vocab_size + (0 if config.tie_word_embeddings else products["lm_head"])
+    return config.vocab_size * d + config.n_layer * layer + 2 * d + lm_head
+
+
+def cache_bytes(config: CodeGenConfig, dtype: torch.dtype, tokens: int) -> int:
+    """Bytes of keys and values of `tokens` tokens, in all layers."""
+    return 2 * config.n_layer * config.n_embd * dtype.itemsize * tokens
+
+
 def available_bytes(device: torch.device | str = "cpu") -> int | None:
     """Bytes that can still be allocated on the device; None where the system does not say.
 

@@ -11,10 +11,11 @@ from torch import Tensor
 from .config import CodeGenConfig
 from .decoder import Decoder
 from .forward import PastKeyValues, forward
-from .generation import GenerationConfig, TokenStream, prepare, run
+from .generation import GenerationConfig, TokenStream, prepare, require_memory, run
 from .generation.config import as_generation_config
-from .loading import (choose_device, choose_dtype, parse_device, parse_dtype, require_known_arguments,
-                      require_quantization)
+from .loading import (choose_device, choose_dtype, choose_token, parse_device, parse_dtype, parse_size,
+                      require_known_arguments, require_quantization)
+from .memory import parameter_count
 from .outputs import CausalLMOutput
 from .weights import checkpoint_dtype, convert_weights, load_weights, open_checkpoint, resolve, save_checkpoint
 
@@ -49,13 +50,14 @@ class CodeGenForCausalLM:
         """Loads a checkpoint folder or a Hugging Face Hub repository.
 
         dtype: torch.float32, float16 or bfloat16 or its name; "auto" keeps the checkpoint's.
-        device: "auto" takes CUDA where a usable one is, else the CPU. quantization: None or "int8".
+        device: "auto" is the CPU as long as the CUDA kernels are not done. quantization: None or "int8".
         torch_dtype, device_map, low_cpu_mem_usage, trust_remote_code and attn_implementation are taken as transformers
         takes them.
         Raises OSError where there is no such checkpoint or not enough memory, ValueError where it is not one of CodeGen
         or holds wrong tensors, TypeError for unknown arguments, NotImplementedError for what only transformers does.
         """
         require_known_arguments(others)
+        token = choose_token(token, others.get("use_auth_token"))
         require_quantization(quantization)
         chosen_dtype = choose_dtype(dtype, torch_dtype)
         chosen_device = choose_device(device, device_map)
@@ -99,11 +101,7 @@ class CodeGenForCausalLM:
 
     def num_parameters(self) -> int:
         """Parameters of the model; the type they are stored in does not matter."""
-        config = self.config
-        d, inner, vocab = config.n_embd, config.inner, config.vocab_size
-        layer = 4 * d * d + 2 * d * inner + inner + d + 2 * d
-        lm_head = vocab if config.tie_word_embeddings else vocab * d + vocab
-        return vocab * d + config.n_layer * layer + 2 * d + lm_head
+        return parameter_count(self.config)
 
     def __repr__(self) -> str:
         config = self.config
@@ -138,12 +136,14 @@ class CodeGenForCausalLM:
         stored = as_generation_config(self._generation_config, "model.generation_config")
         knobs.update(stopping_criteria=stopping_criteria, logits_processor=logits_processor)
         decoder = self._decoder
-        request = prepare(input_ids, attention_mask, generation_config, knobs, stored=stored,
-                          vocab_size=self.config.vocab_size, n_positions=self.config.n_positions)
         stream = TokenStream(streamer)
-        for message in request.warnings:
-            warnings.warn(message, UserWarning, stacklevel=2)
         try:
+            request = prepare(input_ids, attention_mask, generation_config, knobs, stored=stored,
+                              vocab_size=self.config.vocab_size, n_positions=self.config.n_positions)
+            require_memory(self.config, decoder.dtype, [len(prompt) for prompt in request.prompts],
+                           request.settings.num_return_sequences, decoder.device)
+            for message in request.warnings:
+                warnings.warn(message, UserWarning, stacklevel=2)
             stream.put(request.input_ids)
             rows = run(decoder, request.prompts, request.steps, request.settings, request.seeds,
                        request.sample_indices, stream)
@@ -153,7 +153,7 @@ class CodeGenForCausalLM:
         stream.end()
         pad = request.settings.pad_token_id
         longest = max(map(len, rows))
-        new = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], dtype=torch.long)
+        new = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], dtype=torch.long, device="cpu")
         return torch.cat([request.input_ids, new], 1).to(decoder.device)
 
     def forward(self, input_ids: Any = None, attention_mask: Any = None,
@@ -181,13 +181,18 @@ class CodeGenForCausalLM:
 
     __call__ = forward
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
+    def save_pretrained(self, folder: str | os.PathLike, *, max_shard_size: int | str = "5GB",
+                        safe_serialization: bool = True) -> None:
         """Writes config, generation config and weights, as transformers names and lays them out.
 
+        max_shard_size: bytes of the largest file, or a text like "5GB" (10^9 bytes each). Only safetensors are written.
         An int8 model is saved as int8, which only this package loads. Raises OSError where it cannot be written.
         """
+        if not safe_serialization:
+            raise NotImplementedError("safe_serialization=False would write a pickle: codegen_fast saves safetensors")
         generation_config = as_generation_config(self._generation_config).to_dict()
-        save_checkpoint(folder, self.config, self._decoder.weights, generation_config)
+        save_checkpoint(folder, self.config, self._decoder.weights, generation_config,
+                        max_shard_bytes=parse_size(max_shard_size, "max_shard_size"))
 
     # ---- Where it is and in what type ------------------------------------------------------------
 
@@ -195,7 +200,8 @@ class CodeGenForCausalLM:
            copy: bool = False) -> CodeGenForCausalLM:
         """As torch.nn.Module.to: a device, a dtype, both, or a tensor to follow. Returns the model itself.
 
-        A float model is rounded to the new type in place; ValueError for an int8 model.
+        A float model is rounded to the new type in place. Of an int8 model the products stay int8; the embedding and
+        the caches to come change their type.
         """
         for value in args:
             if isinstance(value, Tensor):
@@ -209,9 +215,6 @@ class CodeGenForCausalLM:
             raise NotImplementedError(f"the model is on {self.device} and cannot move to {device}: load it there with "
                                       "from_pretrained(..., device=...)")
         if new_dtype is not None and new_dtype != self.dtype:
-            if self.quantization is not None:
-                raise ValueError(f"the weights are {self.quantization} and cannot be converted to {new_dtype}: load "
-                                 f"again with from_pretrained(..., dtype={new_dtype}, quantization=...)")
             weights = convert_weights(self.config, self._decoder.weights, new_dtype)
             self._decoder = Decoder(self.config, weights, self.device)
         return self

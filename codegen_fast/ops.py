@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 try:
     from . import _C
 except ImportError as error:
+    if (Path(__file__).parents[1] / "setup.py").exists():
+        raise ImportError(
+            "this is codegen_fast's source folder, which hides the installed package and has no compiled part: start "
+            "Python in another folder, or run 'pip install -e .' to work in this one"
+        ) from error
     raise ImportError(
-        f"codegen_fast's compiled part could not be loaded ({error}); install the package with 'pip install .' "
-        "(from outside the source folder), or with 'pip install -e .' to work inside it"
+        f"codegen_fast's compiled part could not be loaded ({error}); install the package again with 'pip install .'"
     ) from error
 
 if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):

@@ -70,7 +70,7 @@ class Sampler:
 
         The result is overwritten by the next call. Raises ValueError if a row of logits holds NaN or nothing finite.
         """
-        self._position.copy_(torch.as_tensor(positions, dtype=torch.int32))
+        self._position.copy_(torch.as_tensor(positions, dtype=torch.int32, device=self._position.device))
         need = ops.sample_workspace(*logits.shape)
         if self._workspace.numel() < need:
             self._workspace = torch.empty(need, dtype=torch.uint8, device=logits.device)

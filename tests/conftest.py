@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-# Before torch starts its threads: two are enough to find what depends on their number.
+# Before huggingface_hub is imported: no test reaches for the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch  # noqa: E402

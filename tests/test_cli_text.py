@@ -8,7 +8,8 @@ from codegen_fast import AutoModelForCausalLM, AutoTokenizer, CodeGenConfig
 from codegen_fast.cache import PagedCache
 from codegen_fast.cli import figures
 from codegen_fast.cli.stream import PieceDecoder, TextStreamer
-from codegen_fast.cli.traffic import cache_bytes, decode_bytes, parameter_count, weight_bytes
+from codegen_fast.cli.traffic import decode_bytes, weight_bytes
+from codegen_fast.memory import cache_bytes, parameter_count
 from tokenizers_small import make_texts, write_tokenizer
 
 

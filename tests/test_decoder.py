@@ -51,7 +51,7 @@ def test_float32_logits_and_greedy_tokens_are_those_of_transformers(shape, isa):
 
 @pytest.mark.parametrize("isa", ops.cpu_isas())
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["head64", "head80", "gptj"])
+@pytest.mark.parametrize("name", SHAPES)
 def test_half_logits_err_no_more_than_transformers(name, dtype, isa):
     shape = SHAPES[name]
     narrow = make_model(dtype=dtype, **shape)

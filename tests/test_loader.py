@@ -1,6 +1,8 @@
 """From files to packed weights: every value in its place, in its type, and every bad tensor named."""
 
+import io
 import json
+import sys
 
 import pytest
 import torch
@@ -185,7 +187,12 @@ def test_wrong_arguments_are_refused(tmp_path):
         load(tmp_path, quantization="int4")
 
 
-def test_progress_is_on_standard_error_and_can_be_off(tmp_path, capfd, monkeypatch):
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_is_on_a_terminal_s_standard_error_and_can_be_off(tmp_path, capfd, monkeypatch):
     make_checkpoint(tmp_path)
     config, source = CodeGenConfig.from_folder(tmp_path), open_checkpoint(tmp_path)
     for progress in (False, True):  # True: but a load of under a second stays silent
@@ -193,8 +200,10 @@ def test_progress_is_on_standard_error_and_can_be_off(tmp_path, capfd, monkeypat
         assert capfd.readouterr() == ("", "")
     monkeypatch.setattr("codegen_fast.weights.loader.PROGRESS_AFTER_SECONDS", 0)
     load_weights(config, source, dtype=torch.float32, progress=True)
-    out, err = capfd.readouterr()
-    assert out == "" and "Loading weights" in err
+    assert capfd.readouterr() == ("", "")  # no terminal, no bar
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    load_weights(config, source, dtype=torch.float32, progress=True)
+    assert capfd.readouterr().out == "" and "Loading weights" in sys.stderr.getvalue()
 
 
 # ---- Other types afterwards ----------------------------------------------------------------------

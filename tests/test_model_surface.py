@@ -178,13 +178,6 @@ def test_cuda_without_cuda(model, monkeypatch):
             move()
 
 
-def test_an_int8_model_keeps_its_type(folder):
-    model = AutoModelForCausalLM.from_pretrained(folder, quantization="int8")
-    assert model.to(torch.float32) is model
-    with pytest.raises(ValueError, match="int8 and cannot be converted to torch.float16"):
-        model.half()
-
-
 def test_num_parameters_and_memory(folder, model):
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
     assert model.num_parameters() == theirs.num_parameters()

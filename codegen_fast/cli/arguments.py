@@ -86,7 +86,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--quantization", choices=("none", "int8"), default="none",
                        help="int8 takes half the memory of float16 (default: none)")
     model.add_argument("--device", default="auto", metavar="DEVICE",
-                       help="cpu or cuda (default: auto, CUDA where this build has it and there is a GPU)")
+                       help="cpu (default: auto, which is the CPU until the CUDA kernels are done)")
     model.add_argument("--threads", type=_integer(1, 256), metavar="N", help="CPU threads (default: torch's)")
     text = parser.add_argument_group("text")
     text.add_argument("--max-new-tokens", type=_integer(1), metavar="N",

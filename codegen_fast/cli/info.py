@@ -10,11 +10,11 @@ import torch
 from .. import __version__
 from ..config import WEIGHT_DTYPES, CodeGenConfig
 from ..machine import Machine, read_bandwidth, this_machine
-from ..memory import model_bytes
+from ..memory import cache_bytes, model_bytes, parameter_count
 from .figures import cache_size, count, rate, short, size
 from .models import DEMO, locate, read_config
 from .output import emit
-from .traffic import cache_bytes, parameter_count, weight_bytes
+from .traffic import weight_bytes
 
 _MEASURE_SECONDS = 0.5
 

@@ -1,20 +1,11 @@
-"""What a token costs, counted from the model's sizes: parameters, and bytes that a decode step reads from memory."""
+"""Bytes that a decode step reads from memory, counted from the model's sizes."""
 
 from __future__ import annotations
 
 import torch
 
 from ..config import CodeGenConfig
-from ..memory import model_bytes
-
-
-def parameter_count(config: CodeGenConfig) -> int:
-    """Parameters of the model, whatever type they are stored in; a tied embedding counts once."""
-    d = config.n_embd
-    products = {name: sum(sections) * sum(segments) for name, (sections, segments) in config.packed_shapes().items()}
-    layer = products["w_in"] + products["w_out"] + config.inner + d + 2 * d
-    lm_head = config.vocab_size + (0 if config.tie_word_embeddings else products["lm_head"])
-    return config.vocab_size * d + config.n_layer * layer + 2 * d + lm_head
+from ..memory import cache_bytes, model_bytes
 
 
 def weight_bytes(config: CodeGenConfig, dtype: torch.dtype, quantization: str | None) -> int:
@@ -23,11 +14,6 @@ def weight_bytes(config: CodeGenConfig, dtype: torch.dtype, quantization: str | 
     Of the embedding a step reads one row a token, which is nothing beside the rest.
     """
     return model_bytes(config, dtype, quantization) - config.vocab_size * config.n_embd * dtype.itemsize
-
-
-def cache_bytes(config: CodeGenConfig, dtype: torch.dtype, tokens: int) -> int:
-    """Bytes of keys and values of `tokens` tokens, in all layers."""
-    return 2 * config.n_layer * config.n_embd * dtype.itemsize * tokens
 
 
 def decode_bytes(config: CodeGenConfig, dtype: torch.dtype, quantization: str | None, prompt_tokens: int,

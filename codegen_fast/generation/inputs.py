@@ -61,14 +61,15 @@ def _from_rows(rows: list | tuple, name: str) -> Tensor:
         raise ValueError(f"{name} holds rows of different lengths ({lengths[0]} to {lengths[-1]}): pad them on the "
                          "left to one length and pass attention_mask")
     columns = lengths[0] if lengths else 0
-    return torch.tensor([[int(item) for item in row] for row in rows], dtype=torch.long).reshape(len(rows), columns)
+    values = [[int(item) for item in row] for row in rows]
+    return torch.tensor(values, dtype=torch.long, device="cpu").reshape(len(rows), columns)
 
 
 def as_mask(value: Any, shape: tuple[int, int], name: str = "attention_mask") -> Tensor:
     """A mask of `shape` as a bool tensor on the CPU, True at real tokens. Raises TypeError or ValueError."""
     if isinstance(value, (list, tuple, np.ndarray)):
         try:
-            value = torch.as_tensor(np.asarray(value))
+            value = torch.from_numpy(np.asarray(value))
         except (TypeError, ValueError) as error:
             raise TypeError(f"{name} must be a tensor of 0 and 1 of shape {shape}: {error}") from error
     if not isinstance(value, Tensor):
@@ -142,7 +143,7 @@ def require_default_positions(value: Any, mask: Tensor, past_tokens: list[int], 
             or value.shape[0] not in (1, mask.shape[0]):
         raise ValueError(f"position_ids must be a tensor of shape {tuple(mask.shape)}; leave it out")
     positions = value.cpu().expand(mask.shape)
-    own = mask.long().cumsum(1) - 1 + torch.tensor(past_tokens)[:, None]
-    columns = torch.arange(mask.shape[1]) + past_columns
+    own = mask.long().cumsum(1) - 1 + torch.tensor(past_tokens, device="cpu")[:, None]
+    columns = torch.arange(mask.shape[1], device="cpu") + past_columns
     if not any(((positions == usual) | ~mask).all() for usual in (own, columns)):
         raise ValueError("position_ids other than each row's own count of tokens are not supported: leave them out")

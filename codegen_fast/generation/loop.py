@@ -21,8 +21,8 @@ class TokenStream:
     """Hands tokens to a caller's streamer (anything with put and end), or to nobody.
 
     put gets what transformers gives: the prompts (rows, n), then the tokens (rows,) of each step, on the CPU, with
-    finished rows padded. `fail` ends the stream after an error elsewhere, so that a consumer in another thread does
-    not wait for ever; a streamer that raised itself is left alone.
+    finished rows padded. `fail` ends the stream after an error elsewhere, also when the call is refused before anything
+    was put, so that a consumer in another thread does not wait for ever; a streamer that raised itself is left alone.
     """
 
     def __init__(self, streamer: Any):
@@ -30,7 +30,7 @@ class TokenStream:
                                          and callable(getattr(streamer, "end", None))):
             raise TypeError(f"streamer must have the methods put(tokens) and end(), got {type(streamer).__name__}")
         self._streamer = streamer
-        self._running = False
+        self._running = streamer is not None
 
     def put(self, tokens: Tensor) -> None:
         if self._streamer is not None:
@@ -41,8 +41,8 @@ class TokenStream:
     def put_step(self, rows: list[int], tokens: list[int], num_rows: int, pad: int) -> None:
         """One step: tokens[i] belongs to row rows[i]; the other rows are padded."""
         if self._streamer is not None:
-            step = torch.full((num_rows,), pad, dtype=torch.long)
-            step[rows] = torch.tensor(tokens, dtype=torch.long)
+            step = torch.full((num_rows,), pad, dtype=torch.long, device="cpu")
+            step[rows] = torch.tensor(tokens, dtype=torch.long, device="cpu")
             self.put(step)
 
     def end(self) -> None:
@@ -70,7 +70,9 @@ def run(decoder: Decoder, prompts: list[Tensor], steps: int, settings: Settings,
     generated: list[list[int]] = [[] for _ in range(num_rows)]
 
     # Room for the prompts and the first pages of every row; most completions are shorter than what is asked for.
-    cache = decoder.new_cache(sum(map(len, prompts)) + num_rows * min(steps, _FIRST_TOKENS))
+    cache = decoder.new_cache()
+    first_pages = cache.pages_for(min(steps, _FIRST_TOKENS)) + 1  # and the page that a sample shares with its prompt
+    cache.grow_to(sum(cache.pages_for(len(prompt)) for prompt in prompts) + num_rows * first_pages)
     held: list[Sequence] = []  # ours to release
     batch = None
     try:

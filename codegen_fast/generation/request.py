@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import ops
+from ..config import CodeGenConfig
+from ..memory import available_bytes, cache_bytes, gigabytes
 from ..sampling import mix_seed
 from .config import GenerationConfig, Settings, as_generation_config, resolve
 from .inputs import (as_ids, as_mask, infer_mask, require_default_positions, require_vocabulary, token_spans)
@@ -69,7 +72,7 @@ def _prompt_ids(input_ids: Any, inputs: Any, settings: Settings) -> Tensor:
         return as_ids(given)
     if settings.bos_token_id is None:
         raise ValueError("no input_ids were given, and there is no bos_token_id to start from")
-    return torch.tensor([[settings.bos_token_id]])
+    return torch.tensor([[settings.bos_token_id]], device="cpu")
 
 
 def _steps(settings: Settings, columns: int, longest: int, n_positions: int) -> tuple[int, list[str]]:
@@ -113,7 +116,7 @@ def _prompt_seeds(seed: Any, num_prompts: int, do_sample: bool) -> list[int]:
     """One seed a prompt. An int s stands for mix_seed(s, i), None for an s from torch's default generator."""
     if seed is None:
         # Greedy decoding draws nothing, from torch neither.
-        base = int(torch.randint(2**63 - 1, (1,), dtype=torch.int64)) if do_sample else 0
+        base = int(torch.randint(2**63 - 1, (1,), dtype=torch.int64, device="cpu")) if do_sample else 0
         return [mix_seed(base, prompt) for prompt in range(num_prompts)]
     single = _require_seed(seed) if not isinstance(seed, Iterable) or getattr(seed, "ndim", 1) == 0 else None
     if single is not None:
@@ -131,3 +134,20 @@ def _require_seed(value: Any) -> int:
     if number is None or not 0 <= number < 2**64:
         raise ValueError(f"seed={value!r} is not allowed: expected an int from 0 to 2**64 - 1, or one per prompt")
     return number
+
+
+def require_memory(config: CodeGenConfig, dtype: torch.dtype, prompt_lens: list[int], samples: int,
+                   device: torch.device) -> None:
+    """OSError with both numbers if the rows of a call cannot even begin in the memory that is free.
+
+    Counted are the prompts' cache, and of every row a first page of its own, its logits and what sampling works on.
+    """
+    rows = len(prompt_lens) * samples
+    page = cache_bytes(config, dtype, ops.kv_page_size())
+    prompts = sum(-(-n // ops.kv_page_size()) for n in prompt_lens) * page
+    each = page + 2 * 4 * config.vocab_size
+    needed = prompts + rows * each + ops.sample_workspace(rows, config.vocab_size)
+    available = available_bytes(device)
+    if available is not None and needed > available:
+        raise OSError(f"{rows} rows need {gigabytes(needed)} to begin with and {gigabytes(available)} are free: ask for "
+                      f"at most {max(1, (available - prompts) // (2 * each))} rows at a time")

@@ -94,6 +94,14 @@ def lm_head_layout(config: CodeGenConfig, name: str = LM_HEAD) -> Matrix:
     return _whole(name, (config.vocab_size, config.n_embd))
 
 
+def int8_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a matrix in an int8 file: with a leading dimension of 1.
+
+    It stops programs that do not know the scales (transformers) from loading the codes as if they were weights.
+    """
+    return (1, *shape)
+
+
 def expected_tensors(config: CodeGenConfig, *, lm_head: bool = True) -> Iterator[TensorSpec]:
     """Every tensor that the model is made of, in the order in which a checkpoint is written.
 
@@ -120,7 +128,7 @@ def _matrix_specs(config: CodeGenConfig, matrix: Matrix) -> Iterator[TensorSpec]
     if config.quantization is None:
         yield TensorSpec(matrix.name, matrix.shape, FLOAT_DTYPES)
     else:
-        yield TensorSpec(matrix.name, matrix.shape, (torch.int8,))
+        yield TensorSpec(matrix.name, int8_shape(matrix.shape), (torch.int8,))
         yield TensorSpec(matrix.name + SCALE_SUFFIX, matrix.shape[:1], (torch.float32,))
 
 

@@ -145,6 +145,8 @@ class _Loader:
     def _chunks(self, name: str, start: int = 0, count: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
         """(row, rows) over rows start .. start+count of a matrix, on the device; row counts from `start`."""
         matrix = self._source.get(name)
+        if matrix.dim() == 3:  # layout.int8_shape
+            matrix = matrix[0]
         count = matrix.shape[0] if count is None else count
         row_bytes = matrix.shape[1] * matrix.element_size()
         step = max(1, CHUNK_BYTES // row_bytes)

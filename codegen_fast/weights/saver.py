@@ -143,7 +143,7 @@ def _matrix(matrix: layout.Matrix, packed: ops.PackedWeight, weights: DecoderWei
         yield Entry(matrix.name, weights.dtype, matrix.shape,
                     lambda: (ops.unpack(packed, n, weights.dtype, **place) for n, place in places()))
     else:
-        yield Entry(matrix.name, torch.int8, matrix.shape,
+        yield Entry(matrix.name, torch.int8, layout.int8_shape(matrix.shape),
                     lambda: (ops.unpack_quantized(packed, n, **place)[0] for n, place in places()))
         yield Entry(matrix.name + layout.SCALE_SUFFIX, torch.float32, matrix.shape[:1],
                     lambda: (ops.unpack_quantized(packed, n, **place)[1] for n, place in places()))

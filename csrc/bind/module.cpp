@@ -72,9 +72,7 @@ void bind_operands(py::module_& m) {
            py::arg("page_table"), py::arg("num_tokens"), py::arg("max_seq_len"))
       .def_property_readonly("num_seqs", [](const BoundBatch& b) { return b.batch.num_seqs(); })
       .def_property_readonly("num_tokens", [](const BoundBatch& b) { return b.batch.num_tokens; })
-      .def_property(
-          "max_seq_len", [](const BoundBatch& b) { return b.batch.max_seq_len; },
-          [](BoundBatch& b, int64_t n) { b.batch.max_seq_len = n; });
+      .def_property_readonly("max_seq_len", [](const BoundBatch& b) { return b.batch.max_seq_len; });
   py::class_<BoundSamplingParams>(m, "SamplingParams")
       .def(py::init<py::object, py::object, py::object, py::object, py::object, py::object>(), py::arg("temperature"),
            py::arg("top_k"), py::arg("top_p"), py::arg("seed"), py::arg("sample_index"), py::arg("position"));
