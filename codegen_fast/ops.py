@@ -121,11 +121,17 @@ def pack_quantized(
     _C.pack_quantized(weight, section, row, segment, source, scales)
 
 
+def _columns(weight: PackedWeight, segment: int) -> int:
+    if not 0 <= segment < len(weight.segments):
+        raise ValueError(f"segment: expected 0 to {len(weight.segments) - 1}, got {segment}")
+    return weight.segments[segment]
+
+
 def unpack(
     weight: PackedWeight, n: int, dtype: torch.dtype, *, section: int = 0, row: int = 0, segment: int = 0
 ) -> torch.Tensor:
     """(n, segments[segment]) rows of a weight, dequantised, as float32, float16 or bfloat16."""
-    out = torch.empty(n, weight.segments[segment], dtype=dtype, device=weight.data.device)
+    out = torch.empty(n, _columns(weight, segment), dtype=dtype, device=weight.data.device)
     _C.unpack(out, out.new_empty(0, dtype=torch.float32), weight, section, row, segment)
     return out
 
@@ -134,7 +140,7 @@ def unpack_quantized(
     weight: PackedWeight, n: int, *, section: int = 0, row: int = 0, segment: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of an int8 weight as they are stored: (n, columns) int8 and (n,) float32 scales."""
-    out = torch.empty(n, weight.segments[segment], dtype=torch.int8, device=weight.data.device)
+    out = torch.empty(n, _columns(weight, segment), dtype=torch.int8, device=weight.data.device)
     scales = torch.empty(n, dtype=torch.float32, device=weight.data.device)
     _C.unpack(out, scales, weight, section, row, segment)
     return out, scales

@@ -6,6 +6,8 @@ import pytest
 
 # Before huggingface_hub is imported: no test reaches for the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Before torch is imported: its waiting threads otherwise spin, and on two cores that is most of the tests' time.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch  # noqa: E402
 

@@ -1,0 +1,90 @@
+"""Poison and fences: tensors inside larger buffers, where a read or write out of bounds shows.
+
+An output starts as NaN (integers: a value that no op writes) and lies between fences; after the call everything
+that the op was not allowed to write must hold the bits it held before. An input lies between NaNs, so that a read
+past its end spoils the result. Buffers start 61 elements in: kernels may rely on no alignment of activations.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FENCE = 61  # elements on either side
+
+
+def _strided(buffer: Tensor, shape: tuple[int, ...], gap: int) -> Tensor:
+    """The tensor inside a buffer: dense, but for ``gap`` elements after every row."""
+    strides, step = [1], shape[-1] + gap
+    for length in reversed(shape[1:-1]):
+        strides.insert(0, step)
+        step *= length
+    if len(shape) > 1:
+        strides.insert(0, step)
+    return buffer.as_strided(shape, strides, FENCE)
+
+
+def _buffer(shape: tuple[int, ...], dtype: torch.dtype, gap: int) -> Tensor:
+    rows = 1
+    for length in shape[:-1]:
+        rows *= length
+    return torch.empty(2 * FENCE + rows * (shape[-1] + gap), dtype=dtype)
+
+
+class Fenced:
+    """An output of ``shape`` in ``.tensor``, poisoned, or holding ``values`` where the op updates in place.
+
+    gap: elements between rows (they belong to the fence).
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, *, gap: int = 0, values: Tensor | None = None):
+        self._buffer = _buffer(shape, dtype, gap)
+        # 0xFF..FF is a NaN in float32, float16 and bfloat16, and not the NaN that arithmetic makes.
+        self._buffer.view(torch.uint8).fill_(0xFF if dtype.is_floating_point else 0x80)
+        self._layout = (shape, gap)
+        self.tensor = _strided(self._buffer, *self._layout)
+        if values is not None:
+            self.tensor.copy_(values)
+        self._before = self._buffer.clone()
+
+    def check(self, *written) -> Tensor:
+        """Asserts that nothing but the ``written`` parts (indices; default: all) changed; returns the tensor."""
+        after = self._buffer.clone()
+        before_view = _strided(self._before, *self._layout)
+        after_view = _strided(after, *self._layout)
+        for index in written or (...,):
+            after_view[index] = before_view[index]
+        if not torch.equal(after.view(torch.uint8), self._before.view(torch.uint8)):
+            shape, gap = self._layout
+            first = torch.nonzero(after.view(torch.uint8) != self._before.view(torch.uint8))[0].item()
+            first = first // after.element_size() - FENCE
+            raise AssertionError(f"element {first} (rows of {shape[-1]} + {gap}) was written and must not be")
+        return self.tensor
+
+
+class Scratch:
+    """A workspace of ``nbytes`` in ``.tensor``: every float in it is NaN, fences on both sides, aligned as torch's."""
+
+    def __init__(self, nbytes: int):
+        self._buffer = torch.full((64 + nbytes + 64,), 0xFF, dtype=torch.uint8)
+        self.tensor = self._buffer[64 : 64 + nbytes]
+
+    def check(self) -> None:
+        ends = torch.cat([self._buffer[:64], self._buffer[64 + len(self.tensor) :]])
+        assert (ends == 0xFF).all(), "bytes outside of the workspace were written"
+
+
+def guarded(values: Tensor, gap: int = 0) -> Tensor:
+    """A copy of an input between NaNs (integers: -128), its rows ``gap`` elements apart."""
+    buffer = _buffer(tuple(values.shape), values.dtype, gap)
+    poison = float("nan") if values.dtype.is_floating_point else -128
+    for part in (buffer,) if gap else (buffer[:FENCE], buffer[-FENCE:]):
+        part.fill_(poison)
+    inside = _strided(buffer, tuple(values.shape), gap)
+    inside.copy_(values)
+    return inside
+
+
+def bits(t: Tensor) -> Tensor:
+    """The bytes of a tensor, for comparisons where NaN equals NaN and 0.0 differs from -0.0."""
+    return t.contiguous().view(torch.uint8)

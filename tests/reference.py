@@ -1,0 +1,335 @@
+"""The reference: every op and the whole model, slow and obvious, written from the model's description alone.
+
+It knows nothing of the kernels, of packing or of pages. Everything is computed in ``dtype`` (float64 unless asked
+otherwise) on the CPU; weights that a kernel holds in a narrower type are rounded to that type first (``rounded``,
+``quantize_rows``), so what is left between a kernel and this file is the order of float32 additions.
+
+Where codes must match exactly (int8), the arithmetic is the float32 arithmetic that the contract names.
+Sequences are a Python list: one tensor a sequence, no padding and no batch.
+
+Symbols: d = n_embd, H = n_head, D = d / H, R = rotary_dim, F = n_inner or 4d, V = vocab_size, n = tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+GROUP = 64  # columns that share one activation scale in w8a8
+
+
+# ---- Elementwise pieces ------------------------------------------------------------------------
+
+
+def embed(ids: Tensor, wte: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Rows of wte (V, d) for ids (n,); an id outside the vocabulary gives a row of NaN."""
+    x = torch.full((len(ids), wte.shape[1]), math.nan, dtype=dtype)
+    for t, token in enumerate(ids.tolist()):
+        if 0 <= token < wte.shape[0]:
+            x[t] = wte[token].to(dtype)
+    return x
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype = torch.float64) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last dimension, with the biased variance."""
+    x = x.to(dtype)
+    mean = x.mean(-1, keepdim=True)
+    var = ((x - mean) ** 2).mean(-1, keepdim=True)
+    return (x - mean) / torch.sqrt(var + eps) * weight.to(dtype) + bias.to(dtype)
+
+
+def gelu_new(x: Tensor) -> Tensor:
+    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), in x's dtype."""
+    return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def rotary_table(n_positions: int, rotary_dim: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """(P, R): R/2 cosines, then R/2 sines, of position * 10000^(-2i/R), each step computed in dtype.
+
+    In float32 it is the table of transformers, whose frequencies carry a relative rounding of 2^-24 and whose
+    angles are therefore off by up to P * 2^-24.
+    """
+    frequency = 1.0 / (10000.0 ** (torch.arange(0, rotary_dim, 2).to(dtype) / rotary_dim))
+    angle = torch.arange(n_positions).to(dtype)[:, None] * frequency
+    return torch.cat([torch.cos(angle), torch.sin(angle)], dim=1)
+
+
+def rotary(x: Tensor, positions: Tensor, table: Tensor) -> Tensor:
+    """Rotates pairs (2i, 2i+1) of the first R dims of every head: x (n, H, D), positions (n,), table (P, R)."""
+    half = table.shape[1] // 2
+    cosine = table[positions, :half].to(x.dtype)[:, None, :]
+    sine = table[positions, half:].to(x.dtype)[:, None, :]
+    even, odd = x[..., 0 : 2 * half : 2], x[..., 1 : 2 * half : 2]
+    out = x.clone()
+    out[..., 0 : 2 * half : 2] = even * cosine - odd * sine
+    out[..., 1 : 2 * half : 2] = odd * cosine + even * sine
+    return out
+
+
+# ---- Weights -----------------------------------------------------------------------------------
+
+
+def rounded(w: Tensor, kind: str, dtype: torch.dtype = torch.float64) -> Tensor:
+    """w as the type ``kind`` holds it, as dtype. "int8" is one segment; see quantize_rows."""
+    if kind == "int8":
+        codes, scale = quantize_rows(w)
+        return codes.to(dtype) * scale.to(dtype)[:, None]
+    return w.to(getattr(torch, kind)).to(dtype)
+
+
+def quantize_rows(w: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes (rows, cols) int8 and scales (rows,) float32 of one segment's weights: symmetric, per row.
+
+    scale = amax / 127; code = round_half_even(w * (127 / amax)); both in float32. A row of zeros has scale 0, and
+    codes are 0 where 127 / amax is no float32 (amax 0, or below 2^-121).
+    """
+    w = w.to(torch.float32)
+    amax = w.abs().amax(dim=1)
+    inverse = torch.tensor(127.0) / amax
+    inverse = torch.where(inverse.isfinite(), inverse, 0.0)
+    codes = torch.round(w * inverse[:, None]).to(torch.int8)  # torch.round rounds halves to even
+    return codes, amax / torch.tensor(127.0)
+
+
+def quantize_activations(x: Tensor, segments: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Codes (n, sum of segments rounded up to 4) int8 and scales (n, groups) float32 of x (n, sum of segments).
+
+    Each segment is cut into groups of 64 columns, the last of which may be shorter; the arithmetic of a group is
+    that of a weight's row.
+    """
+    codes, scales = [], []
+    for segment in x.to(torch.float32).split(list(segments), dim=1):
+        for group in segment.split(GROUP, dim=1):
+            group_codes, group_scale = quantize_rows(group)
+            codes.append(group_codes)
+            scales.append(group_scale[:, None])
+        codes.append(torch.zeros(x.shape[0], -segment.shape[1] % 4, dtype=torch.int8))
+    return torch.cat(codes, dim=1), torch.cat(scales, dim=1)
+
+
+# ---- Products ----------------------------------------------------------------------------------
+
+
+def product(x: Tensor, w: Tensor, mode: str = "exact", dtype: torch.dtype = torch.float64) -> Tensor:
+    """y (n, rows) = W x for x (n, cols) and one segment W (rows, cols).
+
+    exact   the values as they are
+    w8a16   W quantised to int8, x as it is
+    w8a8    W quantised to int8, x rounded to float32 and quantised in groups of 64 columns
+    """
+    if mode == "exact":
+        return x.to(dtype) @ w.to(dtype).T
+    codes, scale = quantize_rows(w)
+    if mode == "w8a16":
+        return (x.to(dtype) @ codes.to(dtype).T) * scale.to(dtype)
+    if mode != "w8a8":
+        raise ValueError(f"mode is {mode!r}; expected 'exact', 'w8a16' or 'w8a8'")
+    x_codes, x_scales = quantize_activations(x, (w.shape[1],))
+    x_held = x_codes[:, : w.shape[1]].to(dtype) * x_scales.to(dtype).repeat_interleave(GROUP, 1)[:, : w.shape[1]]
+    return (x_held @ codes.to(dtype).T) * scale.to(dtype)
+
+
+@dataclass
+class Projected:
+    """What input_product makes of n tokens: q, k, v (n, H, D) and act (n, F)."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    act: Tensor
+
+
+def input_product(
+    x: Tensor,  # (n, K)
+    norm: tuple[Tensor, Tensor, float],  # weight (K,), bias (K,), eps
+    sections: tuple[Tensor, Tensor, Tensor, Tensor],  # q, k, v (H D, K) and fc_in (F, K)
+    bias_in: Tensor,  # (F,)
+    table: Tensor,  # rotary (P, R)
+    n_head: int,
+    positions: Tensor,  # (n,)
+    mode: str = "exact",
+    dtype: torch.dtype = torch.float64,
+) -> Projected:
+    """LayerNorm, the four products, rotary on q and k, bias and gelu on the fourth."""
+    h = layer_norm(x, *norm, dtype=dtype)
+    q, k, v, m = (product(h, w, mode, dtype) for w in sections)
+    q, k, v = (y.reshape(len(x), n_head, -1) for y in (q, k, v))
+    return Projected(
+        rotary(q, positions, table), rotary(k, positions, table), v, gelu_new(m + bias_in.to(dtype))
+    )
+
+
+def attention(
+    q: list[Tensor], k: list[Tensor], v: list[Tensor], dtype: torch.dtype = torch.float64
+) -> list[Tensor]:
+    """Causal attention of every sequence for its last tokens: out[b] (n_b, H, D).
+
+    q[b] (n_b, H, D) are the queries of the last n_b positions; k[b], v[b] (length_b, H, D) hold every position.
+    """
+    outputs = []
+    for q_b, k_b, v_b in zip(q, k, v, strict=True):
+        new, heads, width = q_b.shape
+        length = k_b.shape[0]
+        out = torch.empty(new, heads, width, dtype=dtype)
+        visible = torch.arange(length)[None, :] <= torch.arange(length - new, length)[:, None]
+        for head in range(heads):
+            scores = q_b[:, head].to(dtype) @ k_b[:, head].to(dtype).T / math.sqrt(width)
+            scores = scores.masked_fill(~visible, -math.inf)
+            out[:, head] = torch.softmax(scores, dim=-1) @ v_b[:, head].to(dtype)
+        outputs.append(out)
+    return outputs
+
+
+def output_product(
+    x: Tensor,  # (n, rows)
+    act: Tensor,  # (n, sum of columns)
+    segments: tuple[Tensor, ...],  # (rows, columns of the segment) each
+    bias_out: Tensor,  # (rows,)
+    mode: str = "exact",
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """x + W act + bias; the columns of W come in segments, each quantised on its own."""
+    y = x.to(dtype) + bias_out.to(dtype)
+    for part, w in zip(act.split([w.shape[1] for w in segments], dim=1), segments, strict=True):
+        y = y + product(part, w, mode, dtype)
+    return y
+
+
+def lm_head(
+    x: Tensor,  # (n, K)
+    rows: Tensor,  # (M,)
+    norm: tuple[Tensor, Tensor, float],
+    w: Tensor,  # (V, K)
+    bias: Tensor,  # (V,)
+    mode: str = "exact",
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """Logits (M, V) of the chosen rows; a row outside of x gives NaN."""
+    inside = (rows >= 0) & (rows < len(x))
+    h = layer_norm(x[rows.clamp(0, len(x) - 1).long()], *norm, dtype=dtype)
+    logits = product(h, w, mode, dtype) + bias.to(dtype)
+    return torch.where(inside[:, None], logits, torch.tensor(math.nan, dtype=dtype))
+
+
+# ---- Sampling ----------------------------------------------------------------------------------
+
+
+def philox4x32_10(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Ten rounds of Philox4x32 (Salmon et al., SC 2011, section 3.3), on Python integers."""
+    word = 0xFFFFFFFF
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        left, right = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        c0, c1, c2, c3 = (right >> 32) ^ c1 ^ k0, right & word, (left >> 32) ^ c3 ^ k1, left & word
+        k0, k1 = (k0 + 0x9E3779B9) & word, (k1 + 0xBB67AE85) & word
+    return c0, c1, c2, c3
+
+
+def uniform(seed: int, sample_index: int, position: int) -> float:
+    """The draw in [0, 1) of a token: 53 bits of Philox with the seed as key and (position, sample) as counter."""
+    seed &= 0xFFFFFFFFFFFFFFFF
+    words = philox4x32_10((position & 0xFFFFFFFF, sample_index & 0xFFFFFFFF, 0, 0), (seed & 0xFFFFFFFF, seed >> 32))
+    return ((words[1] << 32 | words[0]) >> 11) * 2.0**-53
+
+
+def distribution(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """Probabilities (V,) float64 that a row of logits (V,) is sampled with; 0 for what top_k and top_p drop.
+
+    temperature > 0; top_k 0 and top_p 1 keep all.
+    """
+    z = logits.to(torch.float64) / temperature
+    if 0 < top_k < len(z):
+        z = torch.where(z >= torch.sort(z, descending=True).values[top_k - 1], z, -math.inf)
+    p = torch.softmax(z, dim=0)
+    if top_p < 1:
+        values, before, kept = z.tolist(), 0.0, [False] * len(z)
+        for rank, token in enumerate(sorted(range(len(z)), key=lambda token: (-values[token], token))):
+            kept[token] = rank == 0 or before < top_p
+            before += p[token].item()
+        p = torch.where(torch.tensor(kept), p, 0.0)
+    return p / p.sum()
+
+
+def sample(
+    logits: Tensor, temperature: float, top_k: int, top_p: float, seed: int, sample_index: int, position: int
+) -> tuple[int, float]:
+    """The token of one row (V,), and how far u was from the draw that gives another token (inf for the argmax).
+
+    -1 for a row that holds a NaN or no finite logit.
+    """
+    if torch.isnan(logits).any() or not torch.isfinite(logits).any():
+        return -1, math.inf
+    if temperature == 0:
+        return logits.tolist().index(logits.max().item()), math.inf
+    p = distribution(logits, temperature, top_k, top_p)
+    u = uniform(seed, sample_index, position)
+    kept = torch.nonzero(p).flatten()
+    mass = torch.cumsum(p[kept], dim=0)
+    token = min(int((mass <= u).sum()), len(kept) - 1)
+    # The last edge is at 1, where u never comes.
+    margin = min((abs(edge - u) for edge in mass[:-1].tolist()), default=math.inf)
+    return int(kept[token]), margin
+
+
+# ---- The model ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Output:
+    """logits (n, V); hidden_states: the input of every layer, then the input of lm_head, each (n, d)."""
+
+    logits: Tensor
+    hidden_states: list[Tensor]
+
+
+def split_qkv(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v (d, d) of a stored qkv_proj (3d, d): four blocks [q | v | k] of d/4 rows each, heads in order."""
+    blocks = w.reshape(4, 3, -1, w.shape[1])  # block, (q, v, k), row in the block, column
+    q, v, k = (blocks[:, part].reshape(-1, w.shape[1]) for part in range(3))
+    return q, k, v
+
+
+def forward(
+    config,
+    tensors: dict[str, Tensor],
+    ids: Tensor,
+    *,
+    mode: str = "exact",
+    cache_dtype: torch.dtype | None = None,
+    table: Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Output:
+    """Logits and hidden states of one sequence ids (n,), from tensors under their checkpoint names.
+
+    config: an object with n_head, n_layer, n_embd, rotary_dim, layer_norm_epsilon, as transformers' has.
+    mode: of every product, see ``product``. cache_dtype: k and v are rounded to it. table: another rotary table
+    than the exact one, such as transformers' in float32. GPT-J's separate q, k and v projections are known too.
+    """
+    if table is None:
+        table = rotary_table(len(ids), config.rotary_dim, dtype)
+    positions = torch.arange(len(ids))
+    x = embed(ids, tensors["transformer.wte.weight"], dtype)
+    hidden_states = []
+    for i in range(config.n_layer):
+        hidden_states.append(x)
+        layer = {name.removeprefix(f"transformer.h.{i}."): t for name, t in tensors.items() if f".h.{i}." in name}
+        if "attn.qkv_proj.weight" in layer:
+            q, k, v = split_qkv(layer["attn.qkv_proj.weight"])
+        else:
+            q, k, v = (layer[f"attn.{part}_proj.weight"] for part in "qkv")
+        norm = (layer["ln_1.weight"], layer["ln_1.bias"], config.layer_norm_epsilon)
+        sections = (q, k, v, layer["mlp.fc_in.weight"])
+        made = input_product(x, norm, sections, layer["mlp.fc_in.bias"], table, config.n_head, positions, mode, dtype)
+        if cache_dtype is not None:
+            made.k, made.v = made.k.to(cache_dtype).to(dtype), made.v.to(cache_dtype).to(dtype)
+        attended = attention([made.q], [made.k], [made.v], dtype)[0].reshape(len(ids), -1)
+        w_out = (layer["attn.out_proj.weight"], layer["mlp.fc_out.weight"])
+        x = output_product(x, torch.cat([attended, made.act], 1), w_out, layer["mlp.fc_out.bias"], mode, dtype)
+    norm = (tensors["transformer.ln_f.weight"], tensors["transformer.ln_f.bias"], config.layer_norm_epsilon)
+    hidden_states.append(layer_norm(x, *norm, dtype=dtype))
+    w, bias = tensors["lm_head.weight"], tensors["lm_head.bias"]
+    return Output(lm_head(x, positions, norm, w, bias, mode, dtype), hidden_states)

@@ -1,0 +1,199 @@
+"""pack, unpack and their quantised forms: what goes in comes out, rounded as the contract says."""
+
+from __future__ import annotations
+
+import math
+
+import cases
+import pytest
+import reference
+import torch
+from calls import isa  # noqa: F401 (a fixture)
+from fences import Fenced, guarded
+
+from codegen_fast import ops
+
+SOURCES = (torch.float32, torch.float16, torch.bfloat16)
+# sections, segments: W_in and W_out of an odd shape, one row, one column, more than any tile.
+LAYOUTS = (
+    ((64, 64, 64, 100), (64,)),
+    ((80, 80, 80, 131), (80,)),
+    ((64,), (64, 131)),
+    ((33,), (20, 1)),
+    ((1,), (1,)),
+    ((257,), (1024,)),
+    ((5, 7, 3, 1), (333, 65)),
+)
+
+
+def new_weight(kind: str, sections, segments):
+    return ops.new_packed_weight(kind, sections, segments, torch.device("cpu"))
+
+
+def fill(weight, parts) -> torch.Tensor:
+    """Packs parts[section][segment] and returns the status."""
+    status = ops.new_pack_status(torch.device("cpu"))
+    for section, row_of_parts in enumerate(parts):
+        for segment, source in enumerate(row_of_parts):
+            ops.pack(weight, source, status, section=section, row=0, segment=segment)
+    return status
+
+
+def random_parts(sections, segments, dtype=torch.float32):
+    torch.manual_seed(len(sections))
+    return [[torch.randn(rows, cols).to(dtype) for cols in segments] for rows in sections]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("source", SOURCES, ids=str)
+@pytest.mark.parametrize("kind", cases.WEIGHT_KINDS)
+def test_unpack_returns_what_was_packed(isa, kind, source, layout):
+    sections, segments = layout
+    parts = random_parts(sections, segments, source)
+    weight = new_weight(kind, sections, segments)
+    assert (weight.out_features, weight.in_features) == (sum(sections), sum(segments))
+    assert fill(weight, parts).tolist() == [0, 0]
+    for section, rows in enumerate(sections):
+        for segment in range(len(segments)):
+            original = parts[section][segment]
+            for dtype in SOURCES:
+                got = ops.unpack(weight, rows, dtype, section=section, row=0, segment=segment)
+                if kind == "int8":
+                    # One float32 product, then the rounding to dtype.
+                    codes, scale = reference.quantize_rows(original)
+                    expected = (codes.float() * scale[:, None]).to(dtype)
+                else:
+                    expected = original.to(getattr(torch, kind)).float().to(dtype)
+                assert got.dtype == dtype and torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_quantised_codes_and_scales_are_those_of_the_reference(isa, layout):
+    sections, segments = layout
+    parts = random_parts(sections, segments)
+    parts[0][0][-1] = 0  # a row of zeros has scale 0
+    weight = new_weight("int8", sections, segments)
+    fill(weight, parts)
+    again = new_weight("int8", sections, segments)
+    for section, rows in enumerate(sections):
+        for segment in range(len(segments)):
+            codes, scales = ops.unpack_quantized(weight, rows, section=section, row=0, segment=segment)
+            expected_codes, expected_scales = reference.quantize_rows(parts[section][segment])
+            assert torch.equal(codes, expected_codes) and torch.equal(scales, expected_scales)
+            ops.pack_quantized(again, codes, scales, section=section, row=0, segment=segment)
+    assert torch.equal(again.data, weight.data) and torch.equal(again.scales, weight.scales)
+
+
+@pytest.mark.parametrize("kind", cases.WEIGHT_KINDS)
+def test_rows_arrive_piece_by_piece_from_strided_sources(isa, kind):
+    sections, segments = (40, 70), (48, 35)
+    parts = random_parts(sections, segments)
+    whole, pieces = new_weight(kind, sections, segments), new_weight(kind, sections, segments)
+    fill(whole, parts)
+    status = ops.new_pack_status(torch.device("cpu"))
+    for section, segment in [(1, 1), (0, 0), (1, 0), (0, 1)]:
+        source = guarded(parts[section][segment], gap=5)
+        row = 0
+        for n in [1, 6, 0, 8, 13, sections[section]]:
+            n = min(n, sections[section] - row)
+            ops.pack(pieces, source[row : row + n], status, section=section, row=row, segment=segment)
+            row += n
+    assert torch.equal(pieces.data, whole.data)
+    assert kind != "int8" or torch.equal(pieces.scales, whole.scales)
+    part = ops.unpack(whole, 7, torch.float32, section=1, row=30, segment=1)
+    assert torch.equal(part, ops.unpack(whole, 70, torch.float32, section=1, row=0, segment=1)[30:37])
+
+
+@pytest.mark.parametrize("kind", cases.WEIGHT_KINDS)
+def test_pack_touches_only_its_rows(isa, kind):
+    sections, segments = (10, 21), (30, 9)
+    weight = new_weight(kind, sections, segments)
+    fill(weight, random_parts(sections, segments))
+    places = [(section, segment) for section in range(2) for segment in range(2)]
+    before = {
+        p: ops.unpack(weight, sections[p[0]], torch.float32, section=p[0], row=0, segment=p[1]).clone() for p in places
+    }
+    status = ops.new_pack_status(torch.device("cpu"))
+    ops.pack(weight, torch.full((3, 9), 2.0), status, section=1, row=4, segment=1)
+    before[1, 1][4:7] = 2.0
+    for section, segment in places:
+        got = ops.unpack(weight, sections[section], torch.float32, section=section, row=0, segment=segment)
+        assert torch.equal(got, before[section, segment])
+
+
+def test_rounding_is_to_nearest_even_also_among_subnormals(isa):
+    torch.manual_seed(0)
+    bits = torch.randint(-(2**31), 2**31 - 1, (64, 1024), dtype=torch.int64).to(torch.int32)
+    source = bits.view(torch.float32)
+    source = torch.where(source.isfinite(), source, 1.0)
+    small = torch.randn(64, 1024) * 2.0 ** torch.randint(-30, -10, (64, 1024))  # the subnormal numbers of float16
+    ties = torch.cat([1 + torch.arange(512) * 2.0**-11, 1 + torch.arange(512) * 2.0**-8])[None]
+    for kind in ("float16", "bfloat16"):
+        for values in (source, small, ties):
+            weight = new_weight(kind, (values.shape[0],), (1024,))
+            fill(weight, [[values]])
+            got = ops.unpack(weight, values.shape[0], torch.float32, section=0, row=0, segment=0)
+            assert torch.equal(got, values.to(getattr(torch, kind)).float())
+
+
+@pytest.mark.parametrize("kind", cases.WEIGHT_KINDS)
+def test_status_counts_bad_sources_and_overflow_and_adds_up(isa, kind):
+    source = torch.randn(6, 40)
+    source[0, 0], source[1, 39], source[5, 20] = math.nan, math.inf, -math.inf
+    source[2, 1], source[2, 2], source[3, 3] = 65520.0, -1e30, 65519.0  # 65519 rounds to 65504
+    source[4, 4] = torch.finfo(torch.float32).max  # rounds to infinity in bfloat16
+    weight = new_weight(kind, (6,), (40,))
+    status = ops.new_pack_status(torch.device("cpu"))
+    overflow = {"float16": 3, "bfloat16": 1, "float32": 0, "int8": 0}[kind]
+    for times in (1, 2):
+        ops.pack(weight, source, status, section=0, row=0, segment=0)
+        assert status.tolist() == [3 * times, overflow * times]
+
+
+@pytest.mark.parametrize("kind", cases.WEIGHT_KINDS)
+def test_memory_is_that_of_the_type(isa, kind):
+    for dims in cases.MODELS:
+        for sections, segments in [
+            ((dims.n_embd,) * 3 + (dims.inner,), (dims.n_embd,)),
+            ((dims.n_embd,), (dims.n_embd, dims.inner)),
+            ((dims.vocab,), (dims.n_embd,)),
+        ]:
+            size = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}[kind]
+            elements = sum(sections) * sum(segments)
+            nbytes = ops.packed_weight_nbytes(kind, sections, segments)
+            assert elements * size <= nbytes <= elements * size * 1.01
+    weight = new_weight(kind, (64, 64, 64, 100), (64,))
+    assert weight.nbytes == ops.packed_weight_nbytes(kind, (64, 64, 64, 100), (64,))
+    assert weight.data.data_ptr() % 64 == 0
+
+
+@pytest.mark.parametrize("tokens", cases.TOKENS)
+@pytest.mark.parametrize("segments", [(64,), (80,), (64, 100), (80, 131), (20, 1), (1024, 4096)], ids=str)
+def test_quantized_activations_have_the_codes_of_the_reference(isa, tokens, segments):
+    torch.manual_seed(tokens)
+    x = torch.randn(tokens, sum(segments))
+    if tokens > 1:
+        x[1] = 0
+        x[0, :64] = torch.randint(-254, 255, (min(64, x.shape[1]),)) / 2  # halves: to the even code
+        x[0, 0] = 127.0
+    expected_q, expected_scales = reference.quantize_activations(x, segments)
+    q = Fenced(tuple(expected_q.shape), torch.int8)
+    scales = Fenced(tuple(expected_scales.shape), torch.float32)
+    ops.quantize_activations(q.tensor, scales.tensor, guarded(x), new_weight("int8", (3,), segments))
+    assert torch.equal(q.check(), expected_q)
+    assert torch.equal(scales.check(), expected_scales)
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e-30, 1e-36, 1e-37, 1e-39, 1e-44])
+def test_codes_of_very_large_and_very_small_values(isa, scale):
+    torch.manual_seed(0)
+    x = torch.randn(5, 200) * scale
+    weight = new_weight("int8", (5,), (200,))
+    fill(weight, [[x]])
+    codes, scales = ops.unpack_quantized(weight, 5)
+    expected = reference.quantize_rows(x)
+    assert torch.equal(codes, expected[0]) and torch.equal(scales, expected[1])
+    expected = reference.quantize_activations(x, (200,))
+    q, scales = torch.empty(5, 200, dtype=torch.int8), torch.empty(5, 4)
+    ops.quantize_activations(q, scales, x, weight)
+    assert torch.equal(q, expected[0]) and torch.equal(scales, expected[1])
