@@ -9,6 +9,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Before torch is imported: its waiting threads otherwise spin, and on two cores that is most of the tests' time.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Subprocesses import the installed package, and not the source folder that tests are run from.
+os.environ["PYTHONSAFEPATH"] = "1"
+
 import torch  # noqa: E402
 
 

@@ -133,10 +133,21 @@ def test_without_a_seed_samples_differ_and_the_seed_is_told(capsys, quick, folde
     (["--max-new-tokens", "500"], {"max_new_tokens": 500}),
 ])
 def test_knobs_of_the_options(options, expected):
-    parsed = arguments.build_parser("0").parse_args(["generate", "x", *options])
+    parsed = arguments.build_parser("0").parse_args(["generate", "x", "--model", "m", *options])
     knobs = generate.choose_knobs(parsed, room=200)
     assert {**knobs, **expected} == knobs
     assert generate.choose_knobs(parsed, room=10)["max_new_tokens"] == (500 if "500" in options else 10)
+
+
+@pytest.mark.parametrize("options, expected", [
+    ([], {"do_sample": True, "temperature": 0.6, "seed": 0}),
+    (["--temperature", "0"], {"do_sample": False}),
+    (["--seed", "5"], {"do_sample": True, "temperature": 0.2, "seed": 5}),
+])
+def test_the_demo_model_samples_unless_told_otherwise(options, expected):
+    parsed = arguments.build_parser("0").parse_args(["generate", "x", *options])
+    knobs = generate.choose_knobs(parsed, room=200)
+    assert {**knobs, **expected} == knobs
 
 
 def test_dtype_quantization_and_threads_reach_the_model(capsys, quick, folder, monkeypatch):

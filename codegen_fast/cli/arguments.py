@@ -23,7 +23,8 @@ samples each is written when it is done, below a line with its number. The promp
 backslash and an n, and a file's last newline belongs to the prompt.
 
 Without --temperature the most likely token is taken each time, unless --n above 1, --seed, --top-p or --top-k ask
-for sampling, which is then done at temperature 0.2. Without --seed a seed is drawn; the last line names it.
+for sampling, which is then done at temperature 0.2. Without --seed a seed is drawn; the last line names it. The demo
+model, given none of these, samples at temperature 0.6 with seed 0: it is too small not to repeat itself otherwise.
 
 examples:
   codegen-fast generate "def fibonacci(n):"

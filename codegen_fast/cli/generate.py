@@ -18,7 +18,7 @@ from ..model import CodeGenForCausalLM
 from ..tokenizer import AutoTokenizer
 from .arguments import UsageError
 from .figures import cache_size, count, duration, rate, size
-from .models import locate, read_config
+from .models import DEMO, locate, read_config
 from .output import emit
 from .stream import TextStreamer
 from .traffic import decode_bytes, weight_bytes
@@ -26,6 +26,9 @@ from .traffic import decode_bytes, weight_bytes
 DEFAULT_NEW_TOKENS = 128
 # Where sampling is asked for without a temperature: low enough that a small model still writes code.
 DEFAULT_TEMPERATURE = 0.2
+# The demo model repeats itself when it always takes the likeliest token; of 100 held-out function headers it completes
+# 55 at 0.2 and 66 at this temperature.
+DEMO_TEMPERATURE = 0.6
 _MEASURE_SECONDS = 0.15
 
 
@@ -98,8 +101,10 @@ def choose_knobs(arguments: argparse.Namespace, room: int) -> dict[str, Any]:
     }
     asks_for_samples = arguments.n > 1 or any(
         value is not None for value in (arguments.seed, arguments.top_p, arguments.top_k))
-    temperature = arguments.temperature
-    if temperature is None:
+    temperature, seed = arguments.temperature, arguments.seed
+    if temperature is None and not asks_for_samples and arguments.model == DEMO:
+        temperature, seed = DEMO_TEMPERATURE, 0
+    elif temperature is None:
         temperature = DEFAULT_TEMPERATURE if asks_for_samples else 0.0
     knobs["do_sample"] = temperature > 0
     if temperature == 0:
@@ -108,7 +113,7 @@ def choose_knobs(arguments: argparse.Namespace, room: int) -> dict[str, Any]:
         return knobs
     knobs["temperature"] = temperature
     # torch's default generator begins every process with the same state: a seed of our own, or no two runs differ.
-    knobs["seed"] = secrets.randbits(32) if arguments.seed is None else arguments.seed
+    knobs["seed"] = secrets.randbits(32) if seed is None else seed
     knobs.update((name, value) for name, value in (("top_p", arguments.top_p), ("top_k", arguments.top_k))
                  if value is not None)
     return knobs
