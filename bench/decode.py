@@ -52,10 +52,11 @@ class Fast:
         sequences = [cache.new_sequence() for _ in ids]
         self.decoder.prefill(cache, sequences, list(ids))
         batch = self.decoder.start(cache, sequences, steps)
+        first = ids[:, 0].contiguous()
         seconds = []
         for _ in range(steps):
             begin = time.perf_counter()
-            tokens = batch.step(ids[:, 0]).argmax(-1)
+            tokens = batch.step(first).argmax(-1)
             tokens[0].item()
             seconds.append(time.perf_counter() - begin)
         return seconds
@@ -110,7 +111,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     ops.set_num_threads(args.threads)
 
-    bandwidth = ops.read_bandwidth()
+    bandwidth = ops.read_bandwidth(seconds=3.0)
     print(f"{platform.processor() or platform.machine()}, {ops.cpu_isa()}, {args.threads} threads, "
           f"reads {bandwidth / 1e9:.1f} GB/s")  # fmt: skip
     print(f"{'engine':<24}{'load s':>8}{'prefill':>10}  " + "".join(f"{f'batch {b}':>26}" for b in args.batch))

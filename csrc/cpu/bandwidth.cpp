@@ -3,40 +3,35 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cstring>
 #include <memory>
 
+#include "dispatch.h"
 #include "pool.h"
 
 namespace codegen_fast::cpu {
 
 double read_bandwidth(int64_t bytes, double seconds) {
   using clock = std::chrono::steady_clock;
-  const int64_t words = std::max<int64_t>(bytes / 8, 1024);
-  std::unique_ptr<uint64_t[]> buffer(new uint64_t[words]);
-  const int64_t grain = grain_for(words);
-  parallel_for(words, grain, [&](int64_t begin, int64_t end) { std::memset(&buffer[begin], 1, (end - begin) * 8); });
+  constexpr int64_t kPiece = 1 << 18;  // floats that a thread takes at a time: 1 MB
+  const int64_t pieces = std::max<int64_t>(bytes / 4 / kPiece, 1);
+  std::unique_ptr<float[]> buffer(new float[pieces * kPiece]);
+  parallel_for(pieces, grain_for(pieces), [&](int64_t begin, int64_t end) {
+    std::fill(&buffer[begin * kPiece], &buffer[begin * kPiece] + (end - begin) * kPiece, 1.0f);
+  });
 
-  std::atomic<uint64_t> sink{0};
+  std::atomic<int64_t> sink{0};  // keeps the reads from being left out
   double best = 0.0;
   const auto start = clock::now();
   do {
     const auto from = clock::now();
-    parallel_for(words, grain, [&](int64_t begin, int64_t end) {
-      // Eight independent sums: the loads, not the additions, must be what takes the time.
-      uint64_t sums[8] = {};
-      int64_t i = begin;
-      for (; i + 8 <= end; i += 8)
-        for (int j = 0; j < 8; ++j) sums[j] += buffer[i + j];
-      for (; i < end; ++i) sums[0] += buffer[i];
-      uint64_t total = 0;
-      for (uint64_t s : sums) total += s;
-      sink.fetch_add(total, std::memory_order_relaxed);
+    parallel_for(pieces, grain_for(pieces), [&](int64_t begin, int64_t end) {
+      const float sum = kernels().read(&buffer[begin * kPiece], (end - begin) * kPiece);
+      sink.fetch_add(static_cast<int64_t>(sum), std::memory_order_relaxed);
     });
     const double took = std::chrono::duration<double>(clock::now() - from).count();
-    best = std::max(best, static_cast<double>(words) * 8 / took);
+    best = std::max(best, static_cast<double>(pieces * kPiece) * 4 / took);
   } while (std::chrono::duration<double>(clock::now() - start).count() < seconds);
-  return sink.load() == 0 ? 0.0 : best;
+  return sink.load() > 0 ? best : 0.0;
 }
 
 }  // namespace codegen_fast::cpu

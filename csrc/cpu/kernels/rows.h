@@ -86,6 +86,16 @@ static void exponentials(float* out, const float* z, int64_t n) {
   for (; i < n; ++i) out[i] = exp(set1(z[i]))[0];
 }
 
+static float read(const float* x, int64_t n) {
+  vreg sums[8] = {};
+  for (int64_t i = 0; i < n; i += 8 * kWidth) {
+    for (int b = 0; b < 8 * kWidth; b += 16) __builtin_prefetch(x + i + b + 512);
+    for (int j = 0; j < 8; ++j) sums[j] += load(x + i + j * kWidth);
+  }
+  for (int j = 1; j < 8; ++j) sums[0] += sums[j];
+  return sum_lanes(sums[0]);
+}
+
 template <class T>
 static void widen(float* out, const void* in, int64_t n) {
   const T* p = static_cast<const T*>(in);
