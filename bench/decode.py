@@ -21,7 +21,7 @@ import torch
 
 import codegen_fast
 from bench.clock import Timing
-from codegen_fast import ops
+from codegen_fast import machine, ops
 
 PROMPT = 32
 PREFILL = 512
@@ -147,7 +147,7 @@ def main() -> None:
     if args.save:
         path = Path(__file__).parent / "results" / f"{args.save}.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps({"isa": ops.cpu_isa(), "threads": args.threads, "read_bandwidth": measured,
+        path.write_text(json.dumps({"cpu": machine.cpu_name(), "isa": ops.cpu_isa(), "threads": args.threads, "read_bandwidth": measured,
                                     "torch": torch.__version__, "build": ops.build_info(), "prompt": PROMPT,
                                     "prefill": PREFILL, "rows": rows}, indent=1) + "\n")  # fmt: skip
         print(path)
