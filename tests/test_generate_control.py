@@ -3,33 +3,15 @@ from __future__ import annotations
 
 import signal
 import threading
-import warnings
 
 import pytest
 import torch
 import transformers
-from checkpoints import make_checkpoint
-
-from codegen_fast import AutoModelForCausalLM
+from pairs import pair, quiet  # noqa: F401  (fixtures)
 
 IDS = torch.tensor([[11, 12, 13, 14, 15], [0, 0, 21, 22, 23], [0, 0, 0, 0, 31]])
 MASK = (IDS != 0).long()
 HOT = dict(do_sample=True, temperature=1.5, max_new_tokens=12, eos_token_id=None, top_k=0)
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """(transformers' model, ours) of one small checkpoint."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    theirs = make_checkpoint(folder, seed=3)
-    return theirs, AutoModelForCausalLM.from_pretrained(folder)
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        yield
 
 
 @pytest.fixture
