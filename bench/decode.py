@@ -13,8 +13,10 @@ import argparse
 import json
 import platform
 import statistics
+import subprocess
 import time
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -97,6 +99,12 @@ def timing(samples: list[float]) -> Timing:
     return Timing(statistics.median(ordered), ordered[len(ordered) // 10], ordered[-1 - len(ordered) // 10], len(ordered))
 
 
+def commit() -> str:
+    """The commit that was measured, with + where the tree differs from it; "unknown" outside of a checkout."""
+    described = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True)
+    return described.stdout.strip() or "unknown"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
@@ -131,7 +139,8 @@ def main() -> None:
         for engine in engines:
             for batch in args.batch:
                 t = timing(steps[engine.name, batch])
-                rows.append({"engine": engine.name, "batch": batch, "step": vars(t), "tokens_per_second": batch / t.median,
+                rows.append({"engine": engine.name, "batch": batch, "step": vars(t),
+                             "step_seconds": [round(x, 7) for x in steps[engine.name, batch]], "tokens_per_second": batch / t.median,
                              "step_bytes": engine.step_bytes, "load_seconds": engine.load_seconds,
                              "prefill_tokens_per_second": PREFILL / min(prefill[engine.name])})  # fmt: skip
         del engines, engine
@@ -148,7 +157,8 @@ def main() -> None:
         path = Path(__file__).parent / "results" / f"{args.save}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps({"cpu": machine.cpu_name(), "isa": ops.cpu_isa(), "threads": args.threads, "read_bandwidth": measured,
-                                    "torch": torch.__version__, "build": ops.build_info(), "prompt": PROMPT,
+                                    "torch": torch.__version__, "transformers": None if args.no_peers else version("transformers"),
+                                    "commit": commit(), "build": ops.build_info(), "prompt": PROMPT,
                                     "prefill": PREFILL, "rows": rows}, indent=1) + "\n")  # fmt: skip
         print(path)
 
