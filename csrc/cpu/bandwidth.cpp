@@ -16,7 +16,7 @@ double read_bandwidth(int64_t bytes, double seconds) {
   const int64_t pieces = std::max<int64_t>(bytes / 4 / kPiece, 1);
   std::unique_ptr<float[]> buffer(new float[pieces * kPiece]);
   parallel_for(pieces, grain_for(pieces), [&](int64_t begin, int64_t end) {
-    // Different everywhere: pages of equal content may be merged below a virtual machine, and then come from a cache.
+    // Different everywhere: pages of equal content may be merged below a virtual machine.
     for (int64_t i = begin * kPiece; i < end * kPiece; ++i)
       buffer[i] = 1.0f + static_cast<float>(static_cast<uint32_t>(i) * 2654435761u >> 9) * 0x1p-23f;
   });
