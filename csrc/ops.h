@@ -17,6 +17,11 @@
 // INVARIANCE. Within a phase an output element's bits follow from the op's shapes, the token's own inputs and
 // its sequence's own length. They never depend on T, on B, on the other sequences, on the number of threads, or
 // on where a prompt was cut into chunks.
+//
+// INT8. A product with i8 weights runs in one of two modes, fixed by backend and phase and never by T: w8a16 (the
+// weights are dequantised, activations stay as they are) or w8a8 (activations are quantised as quantize_activations
+// says; sums within a group are exact in int32, groups are scaled and added in their order in float32).
+//   cpu: w8a8 in both phases.
 #pragma once
 
 #include "view.h"
@@ -155,7 +160,7 @@ struct SamplingParams {       // one entry a row of logits
   int64_t lm_head_workspace(int64_t num_rows, const PackedWeight& w_lm);                                              \
                                                                                                                       \
   /* out (B,) i64  <-  logits (B, V) f32. With temperature 0 the argmax. Else, in transformers' order:                \
-     z = logits / temperature; top_k drops what is below the k-th largest (equals of it stay); top_p keeps, from      \
+     z = logits / temperature; top_k drops logits below the k-th largest (equals of it stay); top_p keeps, from       \
      the most probable down (of equals the lower id first), every token before which less than top_p of the mass      \
      that top_k left has been kept; one token always stays. u = philox_uniform(seed, sample_index, position)          \
      (philox.h); the token is the first kept id, in order of ids, at which the running mass exceeds u * kept mass.    \
