@@ -64,9 +64,13 @@ function(codegen_fast_add_cuda target)
   if(NOT CODEGEN_FAST_CUDA_ENABLED)
     return()
   endif()
-  # -ffp-contract and the warnings above are the host compiler's
-  add_library(codegen_fast_cuda OBJECT csrc/cuda/devices.cu)
-  set_target_properties(codegen_fast_cuda PROPERTIES COMPILE_OPTIONS "")
+  file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/cuda/*.cu ${PROJECT_SOURCE_DIR}/csrc/cuda/*.cpp)
+  add_library(codegen_fast_cuda OBJECT ${sources} csrc/bind/cuda_backend.cpp)
+  target_include_directories(codegen_fast_cuda PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
+  target_link_libraries(codegen_fast_cuda PRIVATE pybind11::headers Python::Module)
+  # What the host compiler gets for the whole project is not nvcc's; -fmad=false is its -ffp-contract=off.
+  set_target_properties(codegen_fast_cuda PROPERTIES COMPILE_OPTIONS
+    "$<$<COMPILE_LANGUAGE:CUDA>:-fmad=false;-Xptxas=-v;-diag-suppress=20012>;$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-ffp-contract=off>")
   target_link_libraries(${target} PRIVATE codegen_fast_cuda CUDA::cudart_static)
   target_compile_definitions(${target} PRIVATE CODEGEN_FAST_HAVE_CUDA)
 endfunction()

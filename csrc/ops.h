@@ -4,15 +4,19 @@
 //   - never allocates: scratch is passed in, at least 16-byte aligned, sized by the op's own *_workspace function;
 //   - never synchronises, and never reads a device's memory on the host;
 //   - writes its outputs and its scratch, nothing else; outputs do not overlap inputs unless said, nor rows each other;
-//   - checks names, shapes, dtypes, strides and devices before it launches, and throws ValueError or TypeError;
+//   - checks names, shapes, dtypes, strides and devices before it launches, and throws ValueError or TypeError. What
+//     lies on a GPU cannot be looked at: there a token at a negative position, or whose page the table lacks or names
+//     outside the cache, is IDLE: nothing is appended for it, its attention is 0, its other outputs are of no meaning,
+//     and no memory is touched out of bounds. seq_lens[b] = 0 makes a row of a fixed-size batch idle on purpose;
 //   - accepts num_tokens == 0, and then writes nothing.
 //
 // Symbols, as in the model's description:
 //   d = n_embd, H = n_head, D = d/H, R = rotary_dim, F = n_inner, V = vocab_size, P = n_positions
 //   T = tokens of the call (all sequences, one after another), B = sequences of the call
 //
-// Activations between ops ("act" below): float32 on the CPU; float16 or bfloat16 on CUDA. All sums are float32 or
-// wider (int32 inside int8 groups).
+// Activations between ops ("act" below): float32 on the CPU; float16 or bfloat16 on CUDA, one type for all operands of
+// a call, the cache included, and for weights that are not int8. All sums are float32 or wider (int32 inside int8
+// groups). On CUDA what is stored between ops (and the normalised row, and the attention's weights) is rounded to act.
 //
 // INVARIANCE. Within a phase an output element's bits follow from the op's shapes, the token's own inputs and
 // its sequence's own length. They never depend on T, on B, on the other sequences, on the number of threads, or
@@ -21,7 +25,8 @@
 // INT8. A product with i8 weights runs in one of two modes, fixed by backend and phase and never by T: w8a16 (the
 // weights are dequantised, activations stay as they are) or w8a8 (activations are quantised as quantize_activations
 // says; sums within a group are exact in int32, groups are scaled and added in their order in float32).
-//   cpu: w8a8 in both phases.
+//   cpu:  w8a8 in both phases, groups of 64 columns.
+//   cuda: decode w8a16; prefill w8a8, a group is a whole segment, so that all of a row's sums stay in int32.
 #pragma once
 
 #include "view.h"
@@ -83,6 +88,11 @@ struct KVCache {
   TensorView pages;  // (num_pages, page_size, 2 * d) f32, f16 or bf16, contiguous; page_size = kv_page_size()
 };
 
+// Where a device hands tokens to the host without either waiting for the other.
+struct HostRing {
+  TensorView slots;  // (num_slots, 1 + B) i64, in memory that the host can read while the device writes it
+};
+
 struct SamplingParams {       // one entry a row of logits
   TensorView temperature;     // (B,) f32; 0 takes the largest logit (the first of equals)
   TensorView top_k;           // (B,) i32; 0 keeps all
@@ -100,6 +110,9 @@ struct SamplingParams {       // one entry a row of logits
   int64_t packed_weight_scales(const PackedWeight& w);                                                                \
   /* Tokens a page holds. */                                                                                          \
   int64_t kv_page_size();                                                                                             \
+  /* Columns of a group and of a segment's padding in quantize_activations; a group of 0 is a whole segment. */       \
+  int64_t activation_group();                                                                                         \
+  int64_t activation_padding();                                                                                       \
                                                                                                                       \
   /* Rows row .. row+n of (section, segment) of w  <-  source (n, segment_cols) f32, f16 or bf16, rows may be         \
      strided. Values are rounded to nearest even; i8 quantises as PackedWeight says.                                  \
@@ -118,10 +131,10 @@ struct SamplingParams {       // one entry a row of logits
   void unpack(TensorView& out, TensorView& out_scales, const PackedWeight& w, int64_t section, int64_t row,           \
               int64_t segment);                                                                                       \
                                                                                                                       \
-  /* q (T, ceil4 columns) i8, scales (T, groups) f32  <-  x (T, K) act, as the products do it in w8a8: every          \
-     segment of w is cut into groups of 64 columns (the last may be shorter); in a group scale = amax / 127,          \
+  /* q (T, padded columns) i8, scales (T, groups) f32  <-  x (T, K) act, as the products do it in w8a8: every         \
+     segment of w is cut into groups (INT8 above; the last may be shorter); in a group scale = amax / 127,            \
      q = round_half_even(x * (127 / amax)), 0 where amax is 0 or 127 / amax overflows; NaN or infinity in a group     \
-     makes its scale NaN. Columns stand in segments padded with 0 to multiples of 4.                                  \
+     makes its scale NaN. Columns stand in their order, segments padded with 0 to multiples of activation_padding().  \
      Exists so that tests see the quantised activations. */                                                           \
   void quantize_activations(TensorView& q, TensorView& scales, const TensorView& x, const PackedWeight& w);           \
                                                                                                                       \
@@ -169,11 +182,23 @@ struct SamplingParams {       // one entry a row of logits
   void sample(TensorView& out, const TensorView& logits, const SamplingParams& params, TensorView& workspace);        \
   int64_t sample_workspace(int64_t num_rows, int64_t vocab_size);                                                     \
                                                                                                                       \
+  /* The end of a decode step: every row takes its token and is ready for the next step, or idle.                     \
+     For rows b with seq_lens[b] > 0: tokens[b] = sampled[b]; remaining[b] -= 1; the row has finished if sampled[b]   \
+     is negative, one of eos, or remaining[b] is 0: then seq_lens[b] = 0, else seq_lens[b] += 1.                      \
+     slots[s, 1 + b] = sampled[b], or -2 for rows that were idle before, s = step[0] % num_slots; then step[0] += 1   \
+     and, once all of that is visible to the host, slots[s, 0] = step[0].                                             \
+     tokens (B,) i64, seq_lens (B,) i32, remaining (B,) i32, step (1,) i64: in place; sampled (B,) i64; eos (n,) i64. */ \
+  void advance(TensorView& tokens, TensorView& seq_lens, TensorView& remaining, TensorView& step, HostRing& ring,     \
+               const TensorView& sampled, const TensorView& eos);                                                     \
+                                                                                                                      \
   /* pages[destination[i]] = pages[source[i]] for one layer. source, destination (n,) i32; no destination twice,      \
      none that is also a source. */                                                                                   \
   void copy_pages(KVCache& cache, const TensorView& source, const TensorView& destination);
 
 namespace cpu {
+CODEGEN_FAST_DECLARE_OPS
+}
+namespace cuda {
 CODEGEN_FAST_DECLARE_OPS
 }
 

@@ -6,7 +6,7 @@
 #include <tuple>
 #include <utility>
 
-#include "../cpu/float_environment.h"
+#include "backend.h"
 #include "operands.h"
 
 namespace codegen_fast::bind {
@@ -20,6 +20,7 @@ struct Argument<TensorView> {
   using From = py::handle;
   static TensorView make(From from, const char* name) { return view(from, name); }
   static const TensorView* device_of(const TensorView& v) { return &v; }
+  static const TensorView* inner_tensor(const TensorView&) { return nullptr; }
 };
 
 template <>
@@ -27,6 +28,7 @@ struct Argument<KVCache> {
   using From = py::handle;
   static KVCache make(From from, const char* name) { return {view(from, name)}; }
   static const TensorView* device_of(const KVCache& v) { return &v.pages; }
+  static const TensorView* inner_tensor(const KVCache&) { return nullptr; }
 };
 
 template <class T, class Bound, T Bound::*Member>
@@ -34,18 +36,25 @@ struct BoundArgument {
   using From = Bound&;
   static T& make(From from, const char*) { return from.*Member; }
   static const TensorView* device_of(const T&) { return nullptr; }  // the op compares its members
+  // Decides the backend where an op has no other tensor.
+  static const TensorView* inner_tensor(const T& v) {
+    if constexpr (std::is_same_v<T, PackedWeight>) return &v.data;
+    else return nullptr;
+  }
 };
 template <> struct Argument<PackedWeight> : BoundArgument<PackedWeight, BoundWeight, &BoundWeight::weight> {};
 template <> struct Argument<Norm> : BoundArgument<Norm, BoundNorm, &BoundNorm::norm> {};
 template <> struct Argument<Batch> : BoundArgument<Batch, BoundBatch, &BoundBatch::batch> {};
 template <>
 struct Argument<SamplingParams> : BoundArgument<SamplingParams, BoundSamplingParams, &BoundSamplingParams::params> {};
+template <> struct Argument<HostRing> : BoundArgument<HostRing, BoundHostRing, &BoundHostRing::ring> {};
 
 template <class T>
 struct PlainArgument {
   using From = T;
   static T make(From from, const char*) { return from; }
   static const TensorView* device_of(const T&) { return nullptr; }
+  static const TensorView* inner_tensor(const T&) { return nullptr; }
 };
 template <> struct Argument<int64_t> : PlainArgument<int64_t> {};
 template <>
@@ -53,6 +62,7 @@ struct Argument<Phase> {
   using From = bool;  // decode?
   static Phase make(From decode, const char*) { return decode ? Phase::decode : Phase::prefill; }
   static const TensorView* device_of(const Phase&) { return nullptr; }
+  static const TensorView* inner_tensor(const Phase&) { return nullptr; }
 };
 
 template <class A>
@@ -67,29 +77,29 @@ inline void same_device(const TensorView*& first, const TensorView* next) {
   else check_device(*next, first->device);
 }
 
-template <class... A, size_t... I>
-void def_op_indexed(py::module_& m, const char* op, void (*op_on_cpu)(A...), const std::array<const char*, sizeof...(A)>& names,
-                    std::index_sequence<I...>) {
+template <auto Op, class... A, size_t... I>
+void def_op_indexed(py::module_& m, const char* op, void (*Backend::*)(A...),
+                    const std::array<const char*, sizeof...(A)>& names, std::index_sequence<I...>) {
   m.def(
       op,
-      [op, op_on_cpu, names](typename Plain<A>::From... from) {
+      [op, names](typename Plain<A>::From... from) {
         std::tuple<decltype(Plain<A>::make(from, ""))...> values{Plain<A>::make(from, names[I])...};
         const TensorView* device = nullptr;
         (same_device(device, Plain<A>::device_of(std::get<I>(values))), ...);
-        if (device && device->device.type == DeviceType::cuda)
-          throw ValueError(std::string(device->name) + ": lies on " + device_name(device->device) +
-                           ", and this build of codegen_fast has no CUDA kernels for " + op);
+        if (!device) ((device = device ? device : Plain<A>::inner_tensor(std::get<I>(values))), ...);
+        const Backend& backend = g_backends.of(device->device.type, device->name);
         py::gil_scoped_release release;
         if (g_dry_run.load(std::memory_order_relaxed)) return;
-        const cpu::FloatEnvironment standard;
-        op_on_cpu(std::get<I>(values)...);
+        auto body = [&] { (backend.*Op)(std::get<I>(values)...); };
+        backend.run(device->device, &body, [](void* context) { (*static_cast<decltype(body)*>(context))(); });
       },
       py::arg(names[I])...);
 }
 
-template <class... A>
-void def_op(py::module_& m, const char* op, void (*op_on_cpu)(A...), const std::array<const char*, sizeof...(A)>& names) {
-  def_op_indexed(m, op, op_on_cpu, names, std::index_sequence_for<A...>{});
+// Op: a pointer to the op's member of Backend.
+template <auto Op, size_t N>
+void def_op(py::module_& m, const char* op, const std::array<const char*, N>& names) {
+  def_op_indexed<Op>(m, op, Op, names, std::make_index_sequence<N>{});
 }
 
 }  // namespace codegen_fast::bind

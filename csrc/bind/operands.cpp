@@ -67,4 +67,6 @@ BoundSamplingParams::BoundSamplingParams(py::object temperature, py::object top_
   params.position = view(kept[5], "position");
 }
 
+BoundHostRing::BoundHostRing(py::object slots) : kept(std::move(slots)) { ring.slots = view(kept, "slots"); }
+
 }  // namespace codegen_fast::bind

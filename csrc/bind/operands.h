@@ -43,6 +43,13 @@ struct BoundSamplingParams {
                       py::object sample_index, py::object position);
 };
 
+struct BoundHostRing {
+  HostRing ring;
+  py::object kept;
+
+  explicit BoundHostRing(py::object slots);
+};
+
 // A weight's sizes alone, to ask how much memory it will take.
 PackedWeight weight_shape(const std::string& kind, const std::vector<int64_t>& sections,
                           const std::vector<int64_t>& segments);

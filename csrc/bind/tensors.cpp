@@ -95,4 +95,12 @@ TensorView view(py::handle object, const char* name) {
   return v;
 }
 
+void* current_stream(Device device) {
+  void* stream = nullptr;
+  if (!g_torch.api || !g_torch.api->current_work_stream ||
+      g_torch.api->current_work_stream(dlpack::kCUDA, device.index, &stream) != 0)
+    throw std::runtime_error("torch does not tell its current stream of " + device_name(device) + ": " + kNeeds);
+  return stream;
+}
+
 }  // namespace codegen_fast::bind

@@ -234,6 +234,9 @@ void check_packed(const PackedWeight& w, const char* name, Device device) {
 
 int64_t packed_weight_bytes(const PackedWeight& w) { return num_panels(w) * panel_bytes(w); }
 
+int64_t activation_group() { return kGroup; }
+int64_t activation_padding() { return kQuad; }
+
 int64_t packed_weight_scales(const PackedWeight& w) {
   return w.dtype == DType::i8 ? w.num_segments * num_panels(w) * kPanel : 0;
 }
