@@ -17,6 +17,16 @@ class Timing:
     p90: float
     samples: int
 
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Timing:
+        """Of single calls, in any order."""
+        ordered = sorted(seconds)
+
+        def percentile(share: float) -> float:
+            return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+        return cls(percentile(0.5), percentile(0.1), percentile(0.9), len(ordered))
+
 
 def measure(
     calls: Sequence[Callable[[], object]],
@@ -44,9 +54,4 @@ def measure(
         samples.append(time.perf_counter_ns() - start)
         if len(samples) >= min_samples and time.perf_counter() > deadline:
             break
-    samples.sort()
-
-    def percentile(share: float) -> float:
-        return samples[min(len(samples) - 1, int(share * len(samples)))] * 1e-9
-
-    return Timing(percentile(0.5), percentile(0.1), percentile(0.9), len(samples))
+    return Timing.of([ns * 1e-9 for ns in samples])

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
 import subprocess
 import time
 import warnings
@@ -94,11 +93,6 @@ class Transformers:
             return seconds
 
 
-def timing(samples: list[float]) -> Timing:
-    ordered = sorted(samples)
-    return Timing(statistics.median(ordered), ordered[len(ordered) // 10], ordered[-1 - len(ordered) // 10], len(ordered))
-
-
 def commit() -> str:
     """The commit that was measured, with + where the tree differs from it; "unknown" outside of a checkout."""
     described = subprocess.run(["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True)
@@ -138,7 +132,7 @@ def main() -> None:
             measured.append(ops.read_bandwidth())
         for engine in engines:
             for batch in args.batch:
-                t = timing(steps[engine.name, batch])
+                t = Timing.of(steps[engine.name, batch])
                 rows.append({"engine": engine.name, "batch": batch, "step": vars(t),
                              "step_seconds": [round(x, 7) for x in steps[engine.name, batch]], "tokens_per_second": batch / t.median,
                              "step_bytes": engine.step_bytes, "load_seconds": engine.load_seconds,

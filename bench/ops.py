@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+import cases
 import torch
 
 from bench.clock import Timing, measure
 from codegen_fast import ops
-from tests import cases
 
 CPU = torch.device("cpu")
 COLD_BYTES = 256 << 20  # more than a last-level cache holds

@@ -6,10 +6,14 @@ the pages of that beginning, and a page is copied when one of its owners is abou
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
 from . import ops
+from .memory import gigabytes
+from .transfer import to_device
 
 
 class Sequence:
@@ -25,7 +29,7 @@ class Sequence:
 class PagedCache:
     """Pages for all layers: one tensor (n_layer, num_pages, page_size, 2 * n_embd), grown when it is full.
 
-    Page ids are the same in every layer. Memory is taken from the system page by page as it is first written.
+    Page ids are the same in every layer. On a CPU, memory is taken from the system page by page as it is first written.
 
     Args:
         n_layer, n_embd: the model's.
@@ -36,9 +40,10 @@ class PagedCache:
     def __init__(
         self, n_layer: int, n_embd: int, dtype: torch.dtype, device: torch.device | str = "cpu", capacity_tokens: int = 0
     ) -> None:
-        self.page_size = ops.kv_page_size()
+        device = torch.device(device)
+        self.page_size = ops.kv_page_size(device.type)
         num_pages = max(1, self.pages_for(capacity_tokens))
-        self.storage = torch.empty(n_layer, num_pages, self.page_size, 2 * n_embd, dtype=dtype, device=device)
+        self.storage = _new_storage((n_layer, num_pages, self.page_size, 2 * n_embd), dtype, device)
         self.layers = list(self.storage)
         self._free = list(range(num_pages - 1, -1, -1))
         self._owners = [0] * num_pages
@@ -46,6 +51,10 @@ class PagedCache:
     def pages_for(self, tokens: int) -> int:
         """Pages that ``tokens`` tokens of one sequence take."""
         return -(-tokens // self.page_size)
+
+    @property
+    def num_pages(self) -> int:
+        return len(self._owners)
 
     @property
     def pages_in_use(self) -> int:
@@ -97,7 +106,7 @@ class PagedCache:
             while len(sequence.pages) < self.pages_for(sequence.length + n):
                 sequence.pages.append(self._take())
         if copies:
-            source, destination = torch.tensor(copies, dtype=torch.int32, device=self.storage.device).t().contiguous()
+            source, destination = to_device(np.array(copies, dtype=np.int32).T.copy(), self.storage.device)
             for layer in self.layers:
                 ops.copy_pages(layer, source, destination)
 
@@ -130,8 +139,10 @@ class PagedCache:
         old = len(self._owners)
         new = old + more
         n_layer, _, page_size, width = self.storage.shape
-        storage = torch.empty(n_layer, new, page_size, width, dtype=self.storage.dtype, device=self.storage.device)
-        if storage.device.type == "cpu":
+        storage = _new_storage((n_layer, new, page_size, width), self.storage.dtype, self.storage.device)
+        if self.pages_in_use == 0:
+            pass  # nothing to keep
+        elif storage.device.type == "cpu":
             # numpy copies on this thread alone: torch's pool would hang in a forked child
             np.copyto(storage.view(torch.uint8).numpy()[:, :old], self.storage.view(torch.uint8).numpy())
         else:
@@ -139,3 +150,13 @@ class PagedCache:
         self.storage, self.layers = storage, list(storage)
         self._free = list(range(new - 1, old - 1, -1)) + self._free
         self._owners += [0] * (new - old)
+
+
+def _new_storage(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    try:
+        return torch.empty(shape, dtype=dtype, device=device)
+    except torch.OutOfMemoryError as error:
+        raise OSError(
+            f"a key/value cache of {gigabytes(math.prod(shape) * dtype.itemsize)} does not fit the memory of {device}: "
+            "ask for fewer rows or tokens at a time, or use device='cpu'"
+        ) from error

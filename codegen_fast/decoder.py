@@ -6,41 +6,46 @@ Nothing else computes between a token id and its logits. Inside there is no padd
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from . import ops
+from . import ops, transfer
 from .cache import PagedCache, Sequence
 from .config import CodeGenConfig
+from .transfer import to_device
 from .weights.decoder_weights import DecoderWeights
 
 # Tokens of a prefill that go through the layers together. It bounds the scratch (16B: about 90 MB) and changes no bit.
 PREFILL_CHUNK = 512
+# The same on CUDA, where a chunk must keep thousands of tensor cores busy (16B: about 160 MB).
+CUDA_PREFILL_CHUNK = 2048
 
 
 @dataclass
 class PrefillOutput:
-    """Logits (B, V) of the last tokens or (T, V) of all, float32; hidden states: n_layer + 1 tensors (T, d) float32."""
+    """Logits (B, V) of the last tokens or (T, V) of all, float32; hidden states: n_layer + 1 tensors (T, d) as activations
+    are."""
 
     logits: torch.Tensor | None
     hidden_states: list[torch.Tensor] | None
 
 
-class _Scratch:
+class Scratch:
     """Activations and workspace for up to ``tokens`` tokens, of which ``rows`` get logits; views are cut from them."""
 
     def __init__(self, decoder: Decoder, tokens: int, rows: int, max_seq_len: int) -> None:
         config, device = decoder.config, decoder.device
         d, layer = config.n_embd, decoder.weights.layers[0]
-        self.x = torch.empty(tokens, d, dtype=torch.float32, device=device)
-        self.q = torch.empty(tokens, d, dtype=torch.float32, device=device)
-        self.act = torch.empty(tokens, d + config.inner, dtype=torch.float32, device=device)
+        self.x = torch.empty(tokens, d, dtype=decoder.act_dtype, device=device)
+        self.q = torch.empty(tokens, d, dtype=decoder.act_dtype, device=device)
+        self.act = torch.empty(tokens, d + config.inner, dtype=decoder.act_dtype, device=device)
         workspace = max(
             ops.input_product_workspace(tokens, layer.w_in),
-            ops.attention_workspace(tokens, config.n_head, config.head_dim, max_seq_len),
+            ops.attention_workspace(tokens, config.n_head, config.head_dim, max_seq_len, device.type),
             ops.output_product_workspace(tokens, layer.w_out),
             ops.lm_head_workspace(rows, decoder.weights.lm_head),
         )
@@ -59,7 +64,12 @@ class Decoder:
         self.weights = weights
         self.device = torch.device(device)
         self.dtype = weights.dtype
+        self.backend = ops.backend(self.device)
+        self.act_dtype = ops.activation_dtype(self.dtype, self.device)
         self.prefilled_tokens = 0
+        # Workplaces of generations that have ended (workplace.py), for those to come: they hold no reference to this.
+        self.kept: list[Any] = []
+        self.kept_lock = threading.Lock()
         self.rotary = _rotary_table(config.n_positions, config.rotary_dim, self.device)
 
     def new_cache(self, capacity_tokens: int = 0) -> PagedCache:
@@ -77,7 +87,8 @@ class Decoder:
         """Appends new tokens to sequences (which may hold tokens already) and computes what is asked for.
 
         Args:
-            token_ids: one (n_i,) int64 tensor a sequence, n_i >= 1, ids checked by the caller.
+            token_ids: one (n_i,) int64 tensor a sequence, n_i >= 1, all on the decoder's device or all on the CPU; ids
+                checked by the caller.
             logits: of every sequence's last token (B, V), of all tokens one sequence after another (T, V), or none.
             hidden_states: also the input of every layer and the final norm's output, (T, d) each.
         """
@@ -88,27 +99,28 @@ class Decoder:
         rows = {"last": len(sequences), "all": total, "none": 0}[logits]
         out = torch.empty(rows, vocab_size, dtype=torch.float32, device=self.device) if rows else None
         states = (
-            [torch.empty(total, d, dtype=torch.float32, device=self.device) for _ in range(self.config.n_layer + 1)]
+            [torch.empty(total, d, dtype=self.act_dtype, device=self.device) for _ in range(self.config.n_layer + 1)]
             if hidden_states
             else None
         )
         max_seq_len = max(s.length + n for s, n in zip(sequences, lengths, strict=True))
-        scratch = _Scratch(self, min(total, PREFILL_CHUNK), min(rows, PREFILL_CHUNK), max_seq_len)
+        chunk = CUDA_PREFILL_CHUNK if self.backend == "cuda" else PREFILL_CHUNK
+        scratch = Scratch(self, min(total, chunk), min(rows, chunk), max_seq_len)
 
         done = written = 0
-        for pieces in _chunks(lengths):
+        for pieces in _chunks(lengths, chunk):
             members = [sequences[i] for i, _, _ in pieces]
-            ids = torch.cat([token_ids[i][begin:end] for i, begin, end in pieces]).to(self.device)
+            ids = to_device(torch.cat([token_ids[i][begin:end] for i, begin, end in pieces]), self.device)
             batch = _prefill_batch(members, [end - begin for _, begin, end in pieces], max_seq_len, self.device)
             x = scratch.x[: len(ids)]
             ops.embed(x, ids, self.weights.embedding)
             here = slice(done, done + len(ids))
-            self._layers(x, scratch.q[: len(ids)], scratch.act[: len(ids)], cache, batch, False, scratch.workspace,
+            self.run_layers(x, scratch.q[: len(ids)], scratch.act[: len(ids)], cache, batch, False, scratch.workspace,
                          [s[here] for s in states] if states else None)  # fmt: skip
             wanted = _rows_with_logits(pieces, lengths, logits)
             if wanted:
-                self._logits(out[written : written + len(wanted)], x,
-                             torch.tensor(wanted, dtype=torch.int32, device=self.device), False, scratch.workspace)  # fmt: skip
+                rows_wanted = to_device(wanted, self.device, torch.int32)
+                self.run_lm_head(out[written : written + len(wanted)], x, rows_wanted, False, scratch.workspace)
                 written += len(wanted)
             for sequence, (_, begin, end) in zip(members, pieces, strict=True):
                 sequence.length += end - begin
@@ -120,7 +132,8 @@ class Decoder:
         """A batch that decodes one token a step for every sequence, at most ``max_new_tokens`` of them."""
         return RunningBatch(self, cache, sequences, max_new_tokens)
 
-    def _layers(self, x, q, act, cache, batch, decode, workspace, states=None) -> None:
+    def run_layers(self, x, q, act, cache, batch, decode, workspace, states=None) -> None:
+        """All layers, on x (T, d) in place; q and act are scratch."""
         n_head, rotary = self.config.n_head, self.rotary
         input_product, attention, output_product = ops.input_product, ops.attention, ops.output_product
         for i, (layer, pages) in enumerate(zip(self.weights.layers, cache.layers, strict=True)):
@@ -132,7 +145,8 @@ class Decoder:
         if states:
             ops.layer_norm(states[-1], x, self.weights.final_norm)
 
-    def _logits(self, out, x, rows, decode, workspace) -> None:
+    def run_lm_head(self, out, x, rows, decode, workspace) -> None:
+        """out (M, V) <- the logits of these rows of x."""
         w = self.weights
         ops.lm_head(out, x, rows, w.final_norm, w.lm_head, w.lm_head_bias, decode, workspace)
 
@@ -150,9 +164,10 @@ class RunningBatch:
         longest = max(s.length for s in sequences) + max_new_tokens
         self._max_seq_len = longest
         size, device = len(sequences), decoder.device
-        self._scratch = _Scratch(decoder, size, size, longest)
+        self._scratch = Scratch(decoder, size, size, longest)
         self._logits = torch.empty(size, decoder.config.vocab_size, dtype=torch.float32, device=device)
         self._page_table = torch.zeros(size, max(1, cache.pages_for(longest)), dtype=torch.int32, device=device)
+        self._on_host = transfer.is_host(device)  # lengths and pages are written in place
         self._arrange()
 
     def step(self, token_ids: torch.Tensor) -> torch.Tensor:
@@ -164,13 +179,13 @@ class RunningBatch:
         ops.set_num_threads(torch.get_num_threads())
         if self._room == 0:
             self._reserve()
-        self._lens_host += 1
+        self._lengthen(1)
         try:
             ops.embed(self._x, token_ids, decoder.weights.embedding)
-            decoder._layers(self._x, self._q, self._act, cache, self._batch, True, self._scratch.workspace)
-            decoder._logits(self._out, self._x, self._rows, True, self._scratch.workspace)
+            decoder.run_layers(self._x, self._q, self._act, cache, self._batch, True, self._scratch.workspace)
+            decoder.run_lm_head(self._out, self._x, self._rows, True, self._scratch.workspace)
         except BaseException:
-            self._lens_host -= 1
+            self._lengthen(-1)
             raise
         self._room -= 1
         for sequence in self.sequences:
@@ -199,13 +214,19 @@ class RunningBatch:
         self._x, self._q, self._act = scratch.x[:size], scratch.q[:size], scratch.act[:size]
         self._out = self._logits[:size]
         self._rows = torch.arange(size, dtype=torch.int32, device=device)
-        self._lens = torch.tensor([s.length for s in self.sequences], dtype=torch.int32, device=device)
-        self._lens_host = self._lens.numpy()
-        table = self._page_table[:size]
+        self._lens = to_device([s.length for s in self.sequences], device, torch.int32)
+        # numpy's addition costs a tenth of torch's
+        self._lens_host = self._lens.numpy() if self._on_host else None
+        self._table = self._page_table[:size]
         starts = torch.arange(size + 1, dtype=torch.int32, device=device)
-        self._batch = ops.Batch(starts, self._lens, table, size, self._max_seq_len)
-        self._table_host = table.numpy()
+        self._batch = ops.Batch(starts, self._lens, self._table, size, self._max_seq_len)
         self._fill_table()
+
+    def _lengthen(self, by: int) -> None:
+        if self._on_host:
+            self._lens_host += by
+        else:
+            self._lens += by
 
     def _reserve(self) -> None:
         self._cache.reserve(self.sequences, [1] * len(self.sequences))
@@ -213,8 +234,11 @@ class RunningBatch:
 
     def _fill_table(self) -> None:
         page_size = self._cache.page_size
-        for row, sequence in zip(self._table_host, self.sequences, strict=True):
+        table = self._table.numpy() if self._on_host else np.zeros(self._table.shape, dtype=np.int32)
+        for row, sequence in zip(table, self.sequences, strict=True):
             row[: len(sequence.pages)] = sequence.pages
+        if not self._on_host:
+            transfer.write(self._table, table)
         # A page that another sequence shares must be copied before it is written: no room, so the next step reserves.
         self._room = min(
             0 if self._cache.is_shared(s) else len(s.pages) * page_size - s.length for s in self.sequences
@@ -233,8 +257,8 @@ def _rotary_table(n_positions: int, rotary_dim: int, device: torch.device) -> to
     return torch.cat([torch.cos(angles), torch.sin(angles)], dim=1).to(device)
 
 
-def _chunks(lengths: list[int]) -> list[list[tuple[int, int, int]]]:
-    """Cuts sequences of new tokens into calls of at most PREFILL_CHUNK tokens: lists of (sequence, begin, end)."""
+def _chunks(lengths: list[int], size: int) -> list[list[tuple[int, int, int]]]:
+    """Cuts sequences of new tokens into calls of at most ``size`` tokens: lists of (sequence, begin, end)."""
     chunks: list[list[tuple[int, int, int]]] = []
     room = 0
     for i, n in enumerate(lengths):
@@ -242,7 +266,7 @@ def _chunks(lengths: list[int]) -> list[list[tuple[int, int, int]]]:
         while begin < n:
             if room == 0:
                 chunks.append([])
-                room = PREFILL_CHUNK
+                room = size
             end = min(n, begin + room)
             chunks[-1].append((i, begin, end))
             room -= end - begin
@@ -256,9 +280,9 @@ def _prefill_batch(members: list[Sequence], new: list[int], max_seq_len: int, de
     for row, sequence in zip(table, members, strict=True):
         row[: len(sequence.pages)] = sequence.pages
     return ops.Batch(
-        torch.tensor([0, *np.cumsum(new)], dtype=torch.int32, device=device),
-        torch.tensor(lens, dtype=torch.int32, device=device),
-        torch.from_numpy(table).to(device),
+        to_device([0, *np.cumsum(new).tolist()], device, torch.int32),
+        to_device(lens, device, torch.int32),
+        to_device(table, device),
         sum(new),
         max_seq_len,
     )

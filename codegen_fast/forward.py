@@ -94,7 +94,7 @@ def forward(decoder: Decoder, input_ids: Any, attention_mask: Any = None, past_k
     rows = [row for row, tokens in enumerate(mask.any(1).tolist()) if tokens]
     try:
         output = decoder.prefill(past.cache, [past.sequences[row] for row in rows],
-                                 [ids[row, mask[row]].to(decoder.device) for row in rows],
+                                 [ids[row, mask[row]] for row in rows],
                                  logits="last" if last_only else "all", hidden_states=bool(output_hidden_states))
     except BaseException:
         for sequence, tokens in zip(past.sequences, past_tokens):

@@ -6,7 +6,7 @@ from typing import Any
 from .config import CodeGenConfig
 from .decoder import Decoder
 from .generation import GenerationConfig
-from .loading import parse_device, parse_dtype, require_quantization
+from .loading import choose_model_dtype, parse_device, parse_dtype, require_quantization
 from .model import CodeGenForCausalLM
 from .weights import StateDictSource, load_weights
 
@@ -15,6 +15,8 @@ _CLASSES = ("CodeGenForCausalLM", "GPTJForCausalLM")
 
 def accelerate(hf_model: Any, quantization: str | None = None) -> CodeGenForCausalLM:
     """A fast copy of a loaded transformers CodeGenForCausalLM or GPTJForCausalLM, on its device and in its dtype.
+
+    A float32 model on a GPU becomes float16, with a UserWarning.
 
     The weights are copied: `hf_model` stays usable, and later changes of it are not seen. quantization: None or
     "int8". Its generation_config is taken over.
@@ -32,9 +34,9 @@ def accelerate(hf_model: Any, quantization: str | None = None) -> CodeGenForCaus
                         "quantization_config, then pass quantization='int8' here")
     config = CodeGenConfig.from_dict(hf_model.config.to_dict(), where="hf_model.config")
     device = parse_device(hf_model.device, "hf_model.device")
-    weights = load_weights(config, StateDictSource(hf_model.state_dict(), "hf_model"),
-                           dtype=parse_dtype(hf_model.dtype, "hf_model.dtype"), quantization=quantization,
-                           device=device, progress=False)
+    dtype = choose_model_dtype(None, parse_dtype(hf_model.dtype, "hf_model.dtype"), device)
+    weights = load_weights(config, StateDictSource(hf_model.state_dict(), "hf_model"), dtype=dtype,
+                           quantization=quantization, device=device, progress=False)
     # from_dict: like a checkpoint's file, it may hold entries that are no knobs
     generation_config = GenerationConfig.from_dict(hf_model.generation_config.to_dict())
     return CodeGenForCausalLM(config, Decoder(config, weights, device), generation_config)

@@ -1,6 +1,7 @@
 """The arguments of from_pretrained: types, devices, and what transformers also takes."""
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -92,12 +93,28 @@ def require_quantization(quantization: Any) -> None:
 
 
 def choose_device(device: Any, device_map: Any) -> torch.device:
-    """The one device that device= and device_map= name, the CPU where they leave it open."""
+    """The one device that device= and device_map= name; where they leave it open, a GPU that can be used, else the CPU.
+
+    UserWarning where a GPU is there that cannot be used.
+    """
     mapped = _from_device_map(device_map)
     chosen = None if device is None or device == "auto" else parse_device(device)
     if mapped is not None and chosen is not None and mapped != chosen:
         raise ValueError(f"device={device!r} and device_map={device_map!r} differ: pass one of them")
-    return chosen or mapped or torch.device("cpu")
+    return chosen or mapped or _best_device()
+
+
+def _best_device() -> torch.device:
+    found, _ = ops.cuda_devices()
+    if not found:
+        return torch.device("cpu")
+    index = _current_gpu()
+    why = why_unusable(index)
+    if why is None:
+        return torch.device("cuda", index)
+    warnings.warn(f"the model runs on the CPU, because the GPU ({found[index]['name']}) cannot be used: {why}; "
+                  "device='cpu' says that this is meant", UserWarning, stacklevel=4)
+    return torch.device("cpu")
 
 
 def _from_device_map(device_map: Any) -> torch.device | None:
@@ -109,12 +126,12 @@ def _from_device_map(device_map: Any) -> torch.device | None:
     devices = {parse_device(device, "device_map") for device in device_map.values()}
     if len(devices) != 1:
         raise NotImplementedError(f"device_map={device_map!r} spreads the model over several devices, which "
-                                  "codegen_fast does not do: use device_map='auto' or {'': 'cpu'}")
+                                  "codegen_fast does not do: use device_map={'': 'cuda:0'} or {'': 'cpu'}")
     return devices.pop()
 
 
 def parse_device(device: Any, name: str = "device") -> torch.device:
-    """A device that this build can run on. ValueError for others."""
+    """A device that this build and machine can run on, a GPU with its number. ValueError for others."""
     number = device if isinstance(device, int) and not isinstance(device, bool) else None
     try:
         parsed = torch.device("cuda", number) if number is not None else torch.device(device)
@@ -124,6 +141,45 @@ def parse_device(device: Any, name: str = "device") -> torch.device:
         return torch.device("cpu")
     if parsed.type != "cuda":
         raise ValueError(f"{name}={device!r} is not supported: expected 'auto', 'cpu', 'cuda' or 'cuda:0'")
-    _, why_none = ops.cuda_devices()
-    raise ValueError(f"{name}={device!r} cannot be used: {why_none or 'the kernels are for the CPU only so far'}; use "
-                     "device='cpu'")
+    index = _current_gpu() if parsed.index is None else parsed.index
+    why = why_unusable(index)
+    if why is not None:
+        raise ValueError(f"{name}={device!r} cannot be used: {why}; use device='cpu'")
+    return torch.device("cuda", index)
+
+
+def _current_gpu() -> int:
+    """torch's; 0 where torch has none."""
+    return torch.cuda.current_device() if torch.cuda.is_available() else 0
+
+
+def why_unusable(index: int) -> str | None:
+    """One clause that says why the model cannot run on this GPU; None where it can."""
+    found, why_none = ops.cuda_devices()
+    if not found:
+        return why_none
+    if index >= len(found):
+        have = "cuda:0" if len(found) == 1 else f"cuda:0 to cuda:{len(found) - 1}"
+        return f"this machine has {have}"
+    if torch.version.cuda is None:
+        return f"this torch ({torch.__version__}) was built without CUDA, install one with it"
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} (CUDA {torch.version.cuda}) finds no GPU, its driver may be too old"
+    return ops.why_unusable(index) or None
+
+
+def choose_model_dtype(dtype: torch.dtype | None, stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """The model's type on a device: what was asked for, else the checkpoint's own.
+
+    The CUDA kernels compute in half types: float32 that nobody asked for becomes float16, with a UserWarning.
+    """
+    if ops.backend(device) != "cuda":
+        return dtype or stored
+    if dtype == torch.float32:
+        raise ValueError(f"dtype=torch.float32 is not supported on {device}: use dtype=torch.float16 or torch.bfloat16, "
+                         "or device='cpu'")
+    if dtype is None and stored == torch.float32:
+        warnings.warn(f"the model is float32 and will run as float16 on {device}: pass dtype=torch.float16 (or "
+                      "torch.bfloat16) if that is meant, or device='cpu' to keep float32", UserWarning, stacklevel=3)
+        return torch.float16
+    return dtype or stored

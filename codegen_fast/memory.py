@@ -17,10 +17,11 @@ def packed_kind(dtype: torch.dtype, quantization: str | None) -> str:
     return quantization or str(dtype).removeprefix("torch.")
 
 
-def model_bytes(config: CodeGenConfig, dtype: torch.dtype, quantization: str | None = None) -> int:
+def model_bytes(config: CodeGenConfig, dtype: torch.dtype, quantization: str | None = None,
+                device: torch.device | str = "cpu") -> int:
     """Bytes of the loaded weights: packed products, embedding in `dtype`, norms and biases in float32."""
     kind = packed_kind(dtype, quantization)
-    packed = {name: ops.packed_weight_nbytes(kind, *shape) for name, shape in config.packed_shapes().items()}
+    packed = {name: ops.packed_weight_nbytes(kind, *shape, device) for name, shape in config.packed_shapes().items()}
     d = config.n_embd
     vectors = config.n_layer * (2 * d + config.inner + d) + 2 * d + config.vocab_size
     embedding = config.vocab_size * d * dtype.itemsize
@@ -48,32 +49,37 @@ def available_bytes(device: torch.device | str = "cpu") -> int | None:
     """
     device = torch.device(device)
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # What torch holds and nobody uses counts as free.
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     found = [n for n in (_meminfo_available(), *_cgroup_available()) if n is not None]
     return min(found) if found else _sysconf_available()
 
 
 def check_fits(config: CodeGenConfig, dtype: torch.dtype, quantization: str | None, *, device: torch.device,
                scratch: int, where: str) -> None:
-    """OSError with both numbers, and the types that would fit, if the model is larger than the memory that is free.
+    """OSError with both numbers, and what would fit, if the model is larger than the memory that is free.
 
     scratch: bytes that loading takes beside the model.
     """
     available = available_bytes(device)
-    needed = model_bytes(config, dtype, quantization) + scratch
+    needed = model_bytes(config, dtype, quantization, device) + scratch
     if available is None or needed <= available:
         return
     smaller = []
     for name, other in WEIGHT_DTYPES.items():
         if quantization is None and other.itemsize < dtype.itemsize:
-            smaller.append((f"dtype='{name}'", model_bytes(config, other) + scratch))
+            smaller.append((f"dtype='{name}'", model_bytes(config, other, None, device) + scratch))
     if quantization is None:
-        smaller.append(("quantization='int8'", model_bytes(config, dtype, "int8") + scratch))
+        smaller.append(("quantization='int8'", model_bytes(config, dtype, "int8", device) + scratch))
     fitting = [f"{how} needs {gigabytes(n)}" for how, n in smaller if n <= available]
     kind = packed_kind(dtype, quantization)
-    advice = "; ".join(fitting) or "no smaller type fits either, so free some memory or take a smaller model"
-    raise OSError(f"{where} needs {gigabytes(needed)} of memory as {kind} and {gigabytes(available)} are free; "
-                  f"{advice}")
+    memory, advice = "memory", "; ".join(fitting)
+    if device.type == "cuda":
+        memory = f"the memory of {device}"
+        advice = "; ".join([*fitting, "device='cpu' takes the machine's memory instead"])
+    raise OSError(f"{where} needs {gigabytes(needed)} of {memory} as {kind} and {gigabytes(available)} are free; "
+                  f"{advice or 'no smaller type fits either, so free some memory or take a smaller model'}")
 
 
 def gigabytes(n: int) -> str:

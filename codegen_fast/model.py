@@ -13,8 +13,8 @@ from .decoder import Decoder
 from .forward import PastKeyValues, forward
 from .generation import GenerationConfig, TokenStream, prepare, require_memory, run
 from .generation.config import as_generation_config
-from .loading import (choose_device, choose_dtype, choose_token, parse_device, parse_dtype, parse_size,
-                      require_known_arguments, require_quantization)
+from .loading import (choose_device, choose_dtype, choose_model_dtype, choose_token, parse_device, parse_dtype,
+                      parse_size, require_known_arguments, require_quantization)
 from .memory import parameter_count
 from .outputs import CausalLMOutput
 from .weights import checkpoint_dtype, convert_weights, load_weights, open_checkpoint, resolve, save_checkpoint
@@ -49,8 +49,10 @@ class CodeGenForCausalLM:
                         device_map: Any = None, **others: Any) -> CodeGenForCausalLM:
         """Loads a checkpoint folder or a Hugging Face Hub repository.
 
-        dtype: torch.float32, float16 or bfloat16 or its name; "auto" keeps the checkpoint's.
-        device: "auto" is the CPU as long as the CUDA kernels are not done. quantization: None or "int8".
+        dtype: torch.float32, float16 or bfloat16 or its name; "auto" keeps the checkpoint's. On a GPU float32 is not
+        supported, and a float32 checkpoint is loaded as float16 with a UserWarning.
+        device: "auto" is a GPU where one can be used, else the CPU; "cuda", "cuda:1" or a number is that GPU.
+        quantization: None or "int8".
         torch_dtype, device_map, low_cpu_mem_usage, trust_remote_code and attn_implementation are taken as transformers
         takes them.
         Raises OSError where there is no such checkpoint or not enough memory, ValueError where it is not one of CodeGen
@@ -66,8 +68,9 @@ class CodeGenForCausalLM:
         config = CodeGenConfig.from_folder(folder)
         generation_config = GenerationConfig.from_folder(folder, config.to_dict())
         source = open_checkpoint(folder)
-        weights = load_weights(config, source, dtype=chosen_dtype or checkpoint_dtype(source, config),
-                               quantization=quantization, device=chosen_device, progress=True)
+        own_dtype = choose_model_dtype(chosen_dtype, checkpoint_dtype(source, config), chosen_device)
+        weights = load_weights(config, source, dtype=own_dtype, quantization=quantization, device=chosen_device,
+                               progress=True)
         return cls(config, Decoder(config, weights, chosen_device), generation_config)
 
     # ---- What it is ------------------------------------------------------------------------------
@@ -141,7 +144,8 @@ class CodeGenForCausalLM:
             request = prepare(input_ids, attention_mask, generation_config, knobs, stored=stored,
                               vocab_size=self.config.vocab_size, n_positions=self.config.n_positions)
             require_memory(self.config, decoder.dtype, [len(prompt) for prompt in request.prompts],
-                           request.settings.num_return_sequences, decoder.device)
+                           request.settings.num_return_sequences, decoder.device,
+                           kept=sum(place.nbytes() for place in list(decoder.kept)))
             for message in request.warnings:
                 warnings.warn(message, UserWarning, stacklevel=2)
             stream.put(request.input_ids)
@@ -200,8 +204,9 @@ class CodeGenForCausalLM:
            copy: bool = False) -> CodeGenForCausalLM:
         """As torch.nn.Module.to: a device, a dtype, both, or a tensor to follow. Returns the model itself.
 
-        A float model is rounded to the new type in place. Of an int8 model the products stay int8; the embedding and
-        the caches to come change their type.
+        On its device a float model is rounded to the new type in place. Of an int8 model the products stay int8; the
+        embedding and the caches to come change their type. A float32 model that moves to a GPU becomes float16, with a
+        UserWarning.
         """
         for value in args:
             if isinstance(value, Tensor):
@@ -210,13 +215,14 @@ class CodeGenForCausalLM:
                 dtype = value
             elif not isinstance(value, bool):  # bool: non_blocking and copy, by position
                 device = value
-        new_dtype = None if dtype is None else parse_dtype(dtype)
-        if device is not None and parse_device(device) != self.device:
-            raise NotImplementedError(f"the model is on {self.device} and cannot move to {device}: load it there with "
-                                      "from_pretrained(..., device=...)")
-        if new_dtype is not None and new_dtype != self.dtype:
-            weights = convert_weights(self.config, self._decoder.weights, new_dtype)
-            self._decoder = Decoder(self.config, weights, self.device)
+        asked = None if dtype is None else parse_dtype(dtype)
+        new_device = self.device if device is None else parse_device(device)
+        new_dtype = choose_model_dtype(asked, self.dtype, new_device)
+        if new_dtype == self.dtype and new_device == self.device:
+            return self
+        self._decoder.kept.clear()
+        weights = convert_weights(self.config, self._decoder.weights, new_dtype, new_device)
+        self._decoder = Decoder(self.config, weights, new_device)
         return self
 
     def cuda(self, device: int | None = None) -> CodeGenForCausalLM:

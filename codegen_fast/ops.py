@@ -34,6 +34,8 @@ PackedWeight = _C.PackedWeight
 Norm = _C.Norm
 Batch = _C.Batch
 SamplingParams = _C.SamplingParams
+HostRing = _C.HostRing
+Graph = _C.Graph
 
 quantize_activations = _C.quantize_activations
 embed = _C.embed
@@ -43,9 +45,13 @@ attention = _C.attention
 output_product = _C.output_product
 lm_head = _C.lm_head
 sample = _C.sample
+advance = _C.advance
 copy_pages = _C.copy_pages
 
+# Sizes that do not follow from a weight take device="cpu" or "cuda", the type of a torch.device.
 kv_page_size = _C.kv_page_size
+activation_group = _C.activation_group
+activation_padding = _C.activation_padding
 input_product_workspace = _C.input_product_workspace
 attention_workspace = _C.attention_workspace
 output_product_workspace = _C.output_product_workspace
@@ -54,12 +60,48 @@ sample_workspace = _C.sample_workspace
 
 build_info = _C.build_info
 cuda_devices = _C.cuda_devices
+why_unusable = _C.why_unusable
 cpu_isa = _C.cpu_isa
 num_threads = _C.num_threads
 philox_uniform = _C.philox_uniform
 
 WEIGHT_KINDS = ("float32", "float16", "bfloat16", "int8")
 _ALIGNMENT = 64  # bytes: a cache line, so that no vector load of a panel straddles two
+
+
+def backend(device: torch.device | str) -> str:
+    """Whose kernels run for tensors on the device: "cpu" or "cuda". ValueError where there are none."""
+    return _C.backend_name(torch.device(device).type)
+
+
+def activation_dtype(model_dtype: torch.dtype, device: torch.device | str) -> torch.dtype:
+    """The type of what passes between ops: float32 on the CPU, the model's own on CUDA."""
+    return model_dtype if backend(device) == "cuda" else torch.float32
+
+
+def new_graph(on: torch.Tensor) -> Graph | None:
+    """An empty graph for the device of this tensor; None where its backend has no graphs."""
+    return _C.new_graph(on)
+
+
+@contextmanager
+def recorded(graph: Graph) -> Iterator[None]:
+    """Ops that this thread calls in the block are not run but recorded, for ``graph.replay()``.
+
+    Their tensors must outlive the graph.
+    """
+    graph.begin()
+    try:
+        yield
+    except BaseException:
+        graph.abandon()
+        raise
+    graph.end()
+
+
+def new_host_ring(num_slots: int, rows: int, device: torch.device) -> HostRing:
+    """Slots in which ``advance`` tells the host the tokens of a step, in memory that the device can write."""
+    return HostRing(torch.zeros(num_slots, 1 + rows, dtype=torch.int64, pin_memory=device.type == "cuda", device="cpu"))
 
 
 def _aligned_bytes(n: int, device: torch.device) -> torch.Tensor:
@@ -74,17 +116,21 @@ def new_packed_weight(
 ) -> PackedWeight:
     """An empty (zero) weight of sum(sections) rows and sum(segments) columns, in the backend's stored layout."""
     device = torch.device(device)
-    data = _aligned_bytes(_C.packed_weight_bytes(kind, sections, segments), device)
-    count = _C.packed_weight_scales(kind, sections, segments)
+    data = _aligned_bytes(_C.packed_weight_bytes(kind, sections, segments, device.type), device)
+    count = _C.packed_weight_scales(kind, sections, segments, device.type)
     scales = torch.empty(count, dtype=torch.float32, device=device) if count else None
     weight = PackedWeight(kind, sections, segments, data, scales)
     _C.clear_packed(weight)
     return weight
 
 
-def packed_weight_nbytes(kind: str, sections: tuple[int, ...], segments: tuple[int, ...]) -> int:
+def packed_weight_nbytes(
+    kind: str, sections: tuple[int, ...], segments: tuple[int, ...], device: torch.device | str = "cpu"
+) -> int:
     """Bytes that ``new_packed_weight`` would take (values and scales)."""
-    return _C.packed_weight_bytes(kind, sections, segments) + 4 * _C.packed_weight_scales(kind, sections, segments)
+    where = torch.device(device).type
+    values = _C.packed_weight_bytes(kind, sections, segments, where)
+    return values + 4 * _C.packed_weight_scales(kind, sections, segments, where)
 
 
 def new_pack_status(device: torch.device | str = "cpu") -> torch.Tensor:

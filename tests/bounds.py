@@ -1,4 +1,4 @@
-"""How far a float32 kernel may be from the float64 reference: derived, not tuned.
+"""How far a kernel may be from the float64 reference: derived, not tuned.
 
 U = 2^-24 is the relative error of one float32 rounding. A kernel may add in any order, so a sum of K terms takes at
 most K roundings, each at most U times a partial sum. Test data are random with mean zero (every product has a random
@@ -10,6 +10,17 @@ weight as a factor), so
 A sum of products therefore errs by at most SUM sqrt(K) U N, N = sqrt(sum a^2 b^2), with SUM = 16. It is a few percent
 of what rounding one operand to bfloat16 costs, and a fraction of what float16 costs. Weights are
 rounded to their type in the reference, so their type adds nothing. Float64 errs 2^-29 times as much: nothing.
+
+Where activations are narrow (``Arithmetic.act``) three things are added:
+
+  - Tensor cores multiply exactly and add steps of 8 columns or more, but cut off what a float32 has no room for instead
+    of rounding it: each step errs by up to 2 U times the partial sum, always towards zero. Partial sums walk at random
+    from 0 to at most 4 N and are 2 N on the way, so K / 8 steps err by at most K U N / 2.
+  - What an op stores is rounded once: by u times the value, u = 2^-11 in float16 and 2^-8 in bfloat16, and by 2^-25
+    where float16 is subnormal.
+  - The reference rounds the normalised row as the kernel does. Both round to the same value, except where the exact
+    one lies within the kernel's float32 error of a boundary: there they are one step of the type apart. Through
+    random weights such steps add up to at most four standard deviations.
 """
 
 from __future__ import annotations
@@ -18,10 +29,13 @@ import math
 
 import reference
 import torch
+from reference import Arithmetic
 from torch import Tensor
 
 U = 2.0**-24
 SUM = 16.0
+ROUNDING = {torch.float32: U, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+SUBNORMAL = {torch.float32: 0.0, torch.float16: 2.0**-25, torch.bfloat16: 0.0}
 
 
 def norm_of_products(x: Tensor, w: Tensor) -> Tensor:
@@ -29,9 +43,37 @@ def norm_of_products(x: Tensor, w: Tensor) -> Tensor:
     return torch.sqrt(x.double().square() @ w.double().square().T)
 
 
-def terms(columns: int, kind: str) -> int:
-    """Float additions of a product over ``columns``: one a column, or one a group where groups are integer sums."""
-    return -(-columns // reference.GROUP) + 4 if kind == "int8" else columns
+def summing(segments: tuple[int, ...], how: Arithmetic, more: int = 0) -> float:
+    """Error of a product's sum over the columns of ``segments`` and ``more`` terms, in units of N: a float addition a
+    column, or one a group where groups are integer sums."""
+    if how.mode == "w8a8":
+        terms = sum(-(-columns // (how.group or columns)) + 4 for columns in segments)
+        return SUM * math.sqrt(terms + more) * U
+    return SUM * math.sqrt(sum(segments) + more) * U + cut_off(sum(segments), how.act)
+
+
+def cut_off(columns: int, act: torch.dtype | None) -> float:
+    """What tensor cores lose on the way, in units of N."""
+    return 0.0 if act in (None, torch.float32) else columns * U / 2
+
+
+def stored(bound: Tensor, y: Tensor, act: torch.dtype | None) -> Tensor:
+    """Bound on what an op returns, for a bound on the float32 value that is rounded to ``act``."""
+    if act in (None, torch.float32):
+        return bound
+    return bound + ROUNDING[act] * (y.double().abs() + bound) + SUBNORMAL[act]
+
+
+def rounding_error(value: Tensor, error: Tensor, dtype: torch.dtype) -> Tensor:
+    """How far dtype(value +- error) can be from dtype(value): rounding is monotone."""
+    middle = value.to(dtype).double()
+    return torch.maximum((value + error).to(dtype).double() - middle, middle - (value - error).to(dtype).double())
+
+
+def through_random(steps: Tensor, w: Tensor) -> Tensor:
+    """What errors of up to ``steps`` (n, cols) in a row make of W's rows: at most their sum, and four deviations."""
+    w = w.double().abs()
+    return torch.minimum(steps @ w.T, 4 * torch.sqrt(steps.square() @ w.square().T))
 
 
 def layer_norm_errors(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -57,37 +99,52 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return scaled * (scale_error + 4 * U) + weight.double().abs() * mean_error + 4 * U * bias.double().abs()
 
 
-def normed_product(
-    x: Tensor, norm: tuple[Tensor, Tensor, float], w: Tensor, kind: str, h_scale: float = 1.0
-) -> Tensor:
+def normed_product(x: Tensor, norm: tuple[Tensor, Tensor, float], w: Tensor, how: Arithmetic) -> Tensor:
     """Bound (n, rows) of W layer_norm(x), W (rows, d) as the kernel holds it.
 
     The error of 1/std scales the whole row and that of the mean shifts it along the norm's weight: through random W
-    each reaches the result as 4 N. In int8 an activation whose code lies within the error of h of a boundary may
-    take either code, and moves the result by one step times the weight.
+    each reaches the result as 4 N. Where the row is rounded, all that is left of both are steps of its type. In int8
+    an activation whose code lies within the error of h of a boundary may take either code, and moves the result by
+    one step times the weight; and the group's scale errs as its largest activation does.
     """
-    h = reference.layer_norm(x, *norm)
-    n = torch.sqrt((h.square() + norm[0].double().square()) @ w.double().square().T)
-    scale_error, mean_error = layer_norm_errors(x, norm[2])
-    bound = (SUM * math.sqrt(terms(x.shape[1], kind)) * U + 4 * (scale_error + mean_error + 4 * U)) * n
-    if kind == "int8":
-        bound = bound + uncertain_codes(h, layer_norm(x, *norm)) @ w.double().abs().T
+    h, h_error = reference.layer_norm(x, *norm), layer_norm(x, *norm)
+    w = w.double()
+    if how.act is None:
+        n = torch.sqrt((h.square() + norm[0].double().square()) @ w.square().T)
+        scale_error, mean_error = layer_norm_errors(x, norm[2])
+        bound = (summing((x.shape[1],), how) + 4 * (scale_error + mean_error + 4 * U)) * n
+    else:
+        h, h_error = h.to(how.act).double(), rounding_error(h, h_error, how.act)
+        n = norm_of_products(h, w)
+        bound = summing((x.shape[1],), how) * n
+    if how.mode == "w8a8":
+        uncertain, scale_error = uncertain_codes(h, h_error, how.group)
+        bound = bound + through_random(uncertain, w) + 4 * scale_error * n
+    elif how.act is not None:
+        bound = bound + through_random(h_error, w)
     return bound
 
 
-def uncertain_codes(h: Tensor, h_error: Tensor) -> Tensor:
-    """(n, d): the step of the activation's scale where h's code is uncertain by h_error, else 0."""
-    steps = torch.zeros_like(h)
-    for first in range(0, h.shape[1], reference.GROUP):
-        columns = slice(first, first + reference.GROUP)
-        group = h[:, columns]
-        step = group.abs().amax(1, keepdim=True) / 127
-        code = group / step
-        # amax errs as h does, and the code is two float32 products away from h.
-        code_error = 2 * (h_error[:, columns].amax(1, keepdim=True) / step) + 127 * 2 * U
+def uncertain_codes(h: Tensor, h_error: Tensor, group: int | None) -> tuple[Tensor, Tensor]:
+    """Of h known up to h_error: (n, d) the step of the activation's scale where h's code is uncertain, else 0; and
+    (n, 1) the largest relative error of a scale."""
+    steps, scale_error = torch.zeros_like(h), torch.zeros(len(h), 1, dtype=torch.float64)
+    group = group or h.shape[1]
+    for first in range(0, h.shape[1], group):
+        columns = slice(first, first + group)
+        part, error = h[:, columns].abs(), h_error[:, columns]
+        amax = part.amax(1, keepdim=True)
+        amax_error = torch.maximum(
+            (part + error).amax(1, keepdim=True) - amax, amax - (part - error).amax(1, keepdim=True)
+        )
+        step = amax / 127
+        code = part / step
+        # The code is two float32 products away from h and amax.
+        code_error = error / step + code * (amax_error / amax) + 127 * 2 * U
         near = ((code - code.floor()) - 0.5).abs() < code_error
         steps[:, columns] = torch.where(near, step, 0.0)
-    return steps
+        scale_error = torch.maximum(scale_error, amax_error / amax)
+    return steps, scale_error
 
 
 def rotated(bound: Tensor, y: Tensor) -> Tensor:
@@ -103,30 +160,45 @@ def gelu(bound: Tensor, m_size: Tensor) -> Tensor:
     return 1.13 * (bound + U * m_size) + 8 * U * m_size
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, k_error: Tensor | None = None, v_error: Tensor | None = None) -> Tensor:
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_error: Tensor | None = None,
+    v_error: Tensor | None = None,
+    act: torch.dtype | None = None,
+) -> Tensor:
     """Bound (n, H, D) for one sequence: q (n, H, D) against k, v (length, H, D), known up to k_error, v_error.
 
     A score errs by its sum (SUM sqrt(D) U N / sqrt(D)), by two roundings, and by k's error. The softmax's argument
     is a difference of two scores and rounds three times; exp, the rescaling between splits and the quotient add
     16 U. A relative error e of every weight moves the result by at most 2 e sum p |v|.
+
+    Where activations are narrow a weight is rounded to their type before it is multiplied, relative to the largest
+    weight of its split or of those before, which is at least the row's own share: independent errors, through random
+    v. What is subnormal in float16 is 2^-25 of a weight of 1 off.
     """
     q, k, v = q.double(), k.double(), v.double()
     new, heads, width = q.shape
     length = k.shape[0]
-    bound = torch.empty_like(q)
+    bound, out = torch.empty_like(q), torch.empty_like(q)
     visible = torch.arange(length)[None, :] <= torch.arange(length - new, length)[:, None]
     for head in range(heads):
         scores = q[:, head] @ k[:, head].T / math.sqrt(width)
-        error = SUM * U * norm_of_products(q[:, head], k[:, head]) + 5 * U * scores.abs()
+        error = SUM * U + cut_off(width, act) / math.sqrt(width)
+        error = error * norm_of_products(q[:, head], k[:, head]) + 5 * U * scores.abs()
         if k_error is not None:
             error = error + q[:, head].abs() @ k_error[:, head].T / math.sqrt(width)
         weight_error = 2 * torch.where(visible, error, 0.0).amax(1, keepdim=True) + 16 * U + 4 * math.sqrt(length) * U
         p = torch.softmax(scores.masked_fill(~visible, -math.inf), dim=1)
+        out[:, head] = p @ v[:, head]
         bound[:, head] = 2 * weight_error * (p @ v[:, head].abs())
-        bound[:, head] += SUM * math.sqrt(length) * U * norm_of_products(p, v[:, head].T)
+        bound[:, head] += (SUM * math.sqrt(length) * U + cut_off(length, act)) * norm_of_products(p, v[:, head].T)
         if v_error is not None:
             bound[:, head] += p @ v_error[:, head]
-    return bound
+        if act in (torch.float16, torch.bfloat16):
+            bound[:, head] += through_random(ROUNDING[act] * p + SUBNORMAL[act] * visible, v[:, head].T)
+    return stored(bound, out, act)
 
 
 def assert_within(got: Tensor, expected: Tensor, bound: Tensor, what: str) -> None:

@@ -1,44 +1,55 @@
 """One call of every op for tests: inputs between NaNs, outputs poisoned and fenced, scratch poisoned, results checked
-for what must stay untouched. And ``Pool``, the paged cache as tests see it."""
+for what must stay untouched. And ``Pool``, the paged cache as tests see it.
+
+Tensors come and go on the CPU; for the call they lie where the device has them. Activations have the type of the
+tensor that is given.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as List
 from dataclasses import dataclass, replace
 
-import pytest
+import fences
 import torch
-from fences import Fenced, Scratch, guarded
+from devices import CPU, Device
 from torch import Tensor
 
 from codegen_fast import ops
 
-CPU = torch.device("cpu")
 ROW_GAP = 7  # between the rows of a page table
 
 
-@pytest.fixture(params=ops.cpu_isas())
-def isa(request):
-    """Runs a test once for every instruction set that this machine has, the ops on two threads.
-
-    The reference runs on one: torch's waiting threads would take the cores of a busy machine.
-    """
-    torch.set_num_threads(1)
-    before = ops.num_threads()
-    ops.set_num_threads(2)
-    with ops.forced_isa(request.param):
-        yield request.param
-    ops.set_num_threads(before)
+def fenced(device: Device, shape, dtype, **options) -> fences.Fenced:
+    return fences.Fenced(tuple(shape), dtype, memory=device.memory, **options)
 
 
-def pack(parts: List[List[Tensor]], kind: str) -> ops.PackedWeight:
+def guarded(device: Device, values: Tensor, gap: int = 0) -> Tensor:
+    return fences.guarded(values, gap, device.memory)
+
+
+def scratch(device: Device, nbytes: int) -> fences.Scratch:
+    return fences.Scratch(nbytes, device.memory)
+
+
+def norm_of(device: Device, norm) -> ops.Norm:
+    """norm: (weight, bias, eps)."""
+    weight, bias, eps = norm
+    return ops.Norm(weight.to(device.memory), bias.to(device.memory), eps)
+
+
+def new_weight(device: Device, kind: str, sections, segments) -> ops.PackedWeight:
+    return ops.new_packed_weight(kind, sections, segments, device.memory)
+
+
+def pack(device: Device, parts: List[List[Tensor]], kind: str) -> ops.PackedWeight:
     """parts[section][segment] (rows, columns), packed as ``kind``."""
     sections = tuple(row_of_parts[0].shape[0] for row_of_parts in parts)
-    weight = ops.new_packed_weight(kind, sections, tuple(part.shape[1] for part in parts[0]), CPU)
-    status = ops.new_pack_status(CPU)
+    weight = new_weight(device, kind, sections, tuple(part.shape[1] for part in parts[0]))
+    status = ops.new_pack_status(device.memory)
     for section, row_of_parts in enumerate(parts):
         for segment, part in enumerate(row_of_parts):
-            ops.pack(weight, part, status, section=section, row=0, segment=segment)
+            ops.pack(weight, part.to(device.memory), status, section=section, row=0, segment=segment)
     assert status.tolist() == [0, 0]
     return weight
 
@@ -67,11 +78,15 @@ class Pool:
     tokens: the lengths there must be room for, twice over.
     """
 
-    def __init__(self, dtype: torch.dtype, width: int, *, seed: int, tokens: List[int] = (96,) * 8):
-        self.page_size = ops.kv_page_size()
+    def __init__(
+        self, dtype: torch.dtype, width: int, *, seed: int, tokens: List[int] = (96,) * 8, device: Device = CPU
+    ):
+        self.device = device
+        self.page_size = ops.kv_page_size(device.memory.type)
         self.width = width
         num_pages = 3 + 2 * sum(self._pages_for(n) for n in tokens)
-        self.pages = torch.full((num_pages, self.page_size, 2 * width), float("nan"), dtype=dtype)
+        shape = (num_pages, self.page_size, 2 * width)
+        self.pages = torch.full(shape, float("nan"), dtype=dtype, device=device.memory)
         self._free = torch.randperm(num_pages, generator=torch.Generator().manual_seed(seed)).tolist()
 
     def _pages_for(self, length: int) -> int:
@@ -89,12 +104,11 @@ class Pool:
             self._free.extend(sequence.pages)
 
     def copy_pages(self, source: List[int], destination: List[int]) -> None:
-        ops.copy_pages(
-            self.pages, torch.tensor(source, dtype=torch.int32), torch.tensor(destination, dtype=torch.int32)
-        )
+        ids = (torch.tensor(pages, dtype=torch.int32, device=self.device.memory) for pages in (source, destination))
+        ops.copy_pages(self.pages, *ids)
 
 
-def make_batch(sequences: List[Asked]) -> ops.Batch:
+def make_batch(device: Device, sequences: List[Asked]) -> ops.Batch:
     """The batch of one call; entries of the page table behind a sequence's last page must not be looked at."""
     max_pages = max([len(s.pages) for s in sequences], default=0) + 2
     table = torch.full((len(sequences), max_pages + ROW_GAP), 2**30, dtype=torch.int32)
@@ -104,9 +118,9 @@ def make_batch(sequences: List[Asked]) -> ops.Batch:
         start.append(start[-1] + sequence.new)
     lengths = [sequence.length for sequence in sequences]
     return ops.Batch(
-        guarded(torch.tensor(start, dtype=torch.int32)),
-        guarded(torch.tensor(lengths, dtype=torch.int32)),
-        table[:, :max_pages],
+        guarded(device, torch.tensor(start, dtype=torch.int32)),
+        guarded(device, torch.tensor(lengths, dtype=torch.int32)),
+        table.to(device.memory)[:, :max_pages],
         start[-1],
         max(lengths, default=0),
     )
@@ -115,67 +129,72 @@ def make_batch(sequences: List[Asked]) -> ops.Batch:
 # ---- The ops -----------------------------------------------------------------------------------
 
 
-def embed(ids: Tensor, wte: Tensor) -> Tensor:
-    x = Fenced((len(ids), wte.shape[1]), torch.float32)
-    ops.embed(x.tensor, guarded(ids), guarded(wte))
-    return x.check()
+def embed(device: Device, ids: Tensor, wte: Tensor, act: torch.dtype) -> Tensor:
+    x = fenced(device, (len(ids), wte.shape[1]), act)
+    ops.embed(x.tensor, guarded(device, ids), guarded(device, wte))
+    return x.check().cpu()
 
 
-def layer_norm(x: Tensor, norm) -> Tensor:
-    out = Fenced(tuple(x.shape), torch.float32)
-    ops.layer_norm(out.tensor, guarded(x), ops.Norm(*norm))
-    return out.check()
+def layer_norm(device: Device, x: Tensor, norm, *, gaps: tuple[int, int] = (0, 0)) -> Tensor:
+    """gaps: between the rows of out and of x."""
+    out = fenced(device, x.shape, x.dtype, gap=gaps[0])
+    ops.layer_norm(out.tensor, guarded(device, x, gap=gaps[1]), norm_of(device, norm))
+    return out.check().cpu()
 
 
-def input_product(x, norm, w, bias, table, n_head, pool, sequences, phase) -> tuple[Tensor, Tensor]:
+def input_product(device, x, norm, w, bias, table, n_head, pool, sequences, phase) -> tuple[Tensor, Tensor]:
     """q (T, rows of q) and act (T, rows of fc_in); k and v go to the pool."""
     tokens, d, inner = len(x), w.sections[0], w.sections[3]
-    q, act = Fenced((tokens, d), torch.float32), Fenced((tokens, d + inner), torch.float32)
-    workspace = Scratch(ops.input_product_workspace(tokens, w))
+    q, act = fenced(device, (tokens, d), x.dtype), fenced(device, (tokens, d + inner), x.dtype)
+    workspace = scratch(device, ops.input_product_workspace(tokens, w))
     ops.input_product(
-        q.tensor, act.tensor, pool.pages, guarded(x), ops.Norm(*norm), w, guarded(bias), guarded(table), n_head,
-        make_batch(sequences), phase == "decode", workspace.tensor,
+        q.tensor, act.tensor, pool.pages, guarded(device, x), norm_of(device, norm), w, guarded(device, bias),
+        guarded(device, table), n_head, make_batch(device, sequences), phase == "decode", workspace.tensor,
     )  # fmt: skip
     workspace.check()
-    return q.check().clone(), act.check((..., slice(d, None)))[:, d:].clone()
+    return q.check().cpu().clone(), act.check((..., slice(d, None)))[:, d:].cpu().clone()
 
 
-def attention(q: Tensor, n_head: int, pool: Pool, sequences, phase: str, inner: int = 3) -> Tensor:
+def attention(device: Device, q: Tensor, n_head: int, pool: Pool, sequences, phase: str, inner: int = 3) -> Tensor:
     """(T, d): the first d columns of act; the others stay as they are."""
     tokens, d = q.shape
-    act = Fenced((tokens, d + inner), torch.float32)
-    batch = make_batch(sequences)
-    workspace = Scratch(ops.attention_workspace(tokens, n_head, d // n_head, batch.max_seq_len))
-    ops.attention(act.tensor, guarded(q), pool.pages, n_head, batch, phase == "decode", workspace.tensor)
+    act = fenced(device, (tokens, d + inner), q.dtype)
+    batch = make_batch(device, sequences)
+    nbytes = ops.attention_workspace(tokens, n_head, d // n_head, batch.max_seq_len, device.memory.type)
+    workspace = scratch(device, nbytes)
+    ops.attention(act.tensor, guarded(device, q), pool.pages, n_head, batch, phase == "decode", workspace.tensor)
     workspace.check()
-    return act.check((..., slice(0, d)))[:, :d].clone()
+    return act.check((..., slice(0, d)))[:, :d].cpu().clone()
 
 
-def output_product(x: Tensor, act: Tensor, w: ops.PackedWeight, bias: Tensor, phase: str) -> Tensor:
-    out = Fenced(tuple(x.shape), torch.float32, values=x)
-    workspace = Scratch(ops.output_product_workspace(len(x), w))
-    ops.output_product(out.tensor, guarded(act), w, guarded(bias), phase == "decode", workspace.tensor)
-    workspace.check()
-    return out.check().clone()
-
-
-def lm_head(x: Tensor, rows: Tensor, norm, w: ops.PackedWeight, bias: Tensor, phase: str) -> Tensor:
-    logits = Fenced((len(rows), w.out_features), torch.float32)
-    workspace = Scratch(ops.lm_head_workspace(len(rows), w))
-    ops.lm_head(
-        logits.tensor, guarded(x), guarded(rows), ops.Norm(*norm), w, guarded(bias), phase == "decode", workspace.tensor
+def output_product(device: Device, x: Tensor, act: Tensor, w: ops.PackedWeight, bias: Tensor, phase: str) -> Tensor:
+    out = fenced(device, x.shape, x.dtype, values=x)
+    workspace = scratch(device, ops.output_product_workspace(len(x), w))
+    ops.output_product(
+        out.tensor, guarded(device, act), w, guarded(device, bias), phase == "decode", workspace.tensor
     )
     workspace.check()
-    return logits.check().clone()
+    return out.check().cpu().clone()
 
 
-def sample(logits: Tensor, params: List[tuple[float, int, float, int, int, int]]) -> Tensor:
+def lm_head(device: Device, x: Tensor, rows: Tensor, norm, w: ops.PackedWeight, bias: Tensor, phase: str) -> Tensor:
+    logits = fenced(device, (len(rows), w.out_features), torch.float32)
+    workspace = scratch(device, ops.lm_head_workspace(len(rows), w))
+    ops.lm_head(
+        logits.tensor, guarded(device, x), guarded(device, rows), norm_of(device, norm), w, guarded(device, bias),
+        phase == "decode", workspace.tensor,
+    )  # fmt: skip
+    workspace.check()
+    return logits.check().cpu().clone()
+
+
+def sample(device: Device, logits: Tensor, params: List[tuple[float, int, float, int, int, int]]) -> Tensor:
     """params: a row's (temperature, top_k, top_p, seed, sample_index, position)."""
     dtypes = (torch.float32, torch.int32, torch.float32, torch.int64, torch.int32, torch.int32)
     columns = list(zip(*params)) or [()] * 6
-    tensors = [guarded(torch.tensor(column, dtype=dtype)) for column, dtype in zip(columns, dtypes)]
-    out = Fenced((len(logits),), torch.int64)
-    workspace = Scratch(ops.sample_workspace(*logits.shape))
-    ops.sample(out.tensor, guarded(logits), ops.SamplingParams(*tensors), workspace.tensor)
+    tensors = [guarded(device, torch.tensor(column, dtype=dtype)) for column, dtype in zip(columns, dtypes)]
+    out = fenced(device, (len(logits),), torch.int64)
+    workspace = scratch(device, ops.sample_workspace(*logits.shape, device.memory.type))
+    ops.sample(out.tensor, guarded(device, logits), ops.SamplingParams(*tensors), workspace.tensor)
     workspace.check()
-    return out.check().clone()
+    return out.check().cpu().clone()

@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["PYTHONSAFEPATH"] = "1"
 
 import torch  # noqa: E402
+from devices import device  # noqa: E402, F401 (a fixture)
 
 
 @pytest.fixture(autouse=True)
@@ -20,3 +21,15 @@ def two_threads():
     """Every test starts with two threads, whatever the one before it set."""
     torch.set_num_threads(2)
     yield
+
+
+@pytest.fixture(autouse=True)
+def models_on_the_cpu(monkeypatch):
+    """Where a test names no device, models are loaded on the CPU, also on a machine with a GPU."""
+    monkeypatch.setattr("codegen_fast.loading._best_device", lambda: torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def without_gpus():
+    """The environment of a process that sees none."""
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": ""}

@@ -2,18 +2,34 @@
 
 An output starts as NaN (integers: a value that no op writes) and lies between fences; after the call everything
 that the op was not allowed to write must hold the bits it held before. An input lies between NaNs, so that a read
-past its end spoils the result. Buffers start 61 elements in: kernels may rely on no alignment of activations.
+past its end spoils the result. Buffers start 61 elements in: kernels may rely on no alignment of activations. Inside
+``aligned`` they start on a multiple of 64 bytes, as a decoder's own do.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 FENCE = 61  # elements on either side
+_before = FENCE  # elements before a tensor that is made now
 
 
-def _strided(buffer: Tensor, shape: tuple[int, ...], gap: int) -> Tensor:
+@contextmanager
+def aligned() -> Iterator[None]:
+    """Tensors made in the block start on a multiple of 64 bytes."""
+    global _before
+    _before = 64
+    try:
+        yield
+    finally:
+        _before = FENCE
+
+
+def _strided(buffer: Tensor, shape: tuple[int, ...], gap: int, before: int) -> Tensor:
     """The tensor inside a buffer: dense, but for ``gap`` elements after every row."""
     strides, step = [1], shape[-1] + gap
     for length in reversed(shape[1:-1]):
@@ -21,27 +37,35 @@ def _strided(buffer: Tensor, shape: tuple[int, ...], gap: int) -> Tensor:
         step *= length
     if len(shape) > 1:
         strides.insert(0, step)
-    return buffer.as_strided(shape, strides, FENCE)
+    return buffer.as_strided(shape, strides, before)
 
 
-def _buffer(shape: tuple[int, ...], dtype: torch.dtype, gap: int) -> Tensor:
+def _buffer(shape: tuple[int, ...], dtype: torch.dtype, gap: int, memory: torch.device | str) -> Tensor:
     rows = 1
     for length in shape[:-1]:
         rows *= length
-    return torch.empty(2 * FENCE + rows * (shape[-1] + gap), dtype=dtype)
+    return torch.empty(_before + rows * (shape[-1] + gap) + FENCE, dtype=dtype, device=memory)
 
 
 class Fenced:
     """An output of ``shape`` in ``.tensor``, poisoned, or holding ``values`` where the op updates in place.
 
-    gap: elements between rows (they belong to the fence).
+    gap: elements between rows (they belong to the fence). memory: torch's device.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, *, gap: int = 0, values: Tensor | None = None):
-        self._buffer = _buffer(shape, dtype, gap)
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        *,
+        gap: int = 0,
+        values: Tensor | None = None,
+        memory: torch.device | str = "cpu",
+    ):
+        self._buffer = _buffer(shape, dtype, gap, memory)
         # 0xFF..FF is a NaN in float32, float16 and bfloat16, and not the NaN that arithmetic makes.
         self._buffer.view(torch.uint8).fill_(0xFF if dtype.is_floating_point else 0x80)
-        self._layout = (shape, gap)
+        self._layout = (shape, gap, _before)
         self.tensor = _strided(self._buffer, *self._layout)
         if values is not None:
             self.tensor.copy_(values)
@@ -55,9 +79,9 @@ class Fenced:
         for index in written or (...,):
             after_view[index] = before_view[index]
         if not torch.equal(after.view(torch.uint8), self._before.view(torch.uint8)):
-            shape, gap = self._layout
+            shape, gap, before = self._layout
             first = torch.nonzero(after.view(torch.uint8) != self._before.view(torch.uint8))[0].item()
-            first = first // after.element_size() - FENCE
+            first = first // after.element_size() - before
             raise AssertionError(f"element {first} (rows of {shape[-1]} + {gap}) was written and must not be")
         return self.tensor
 
@@ -65,8 +89,8 @@ class Fenced:
 class Scratch:
     """A workspace of ``nbytes`` in ``.tensor``: every float in it is NaN, fences on both sides, aligned as torch's."""
 
-    def __init__(self, nbytes: int):
-        self._buffer = torch.full((64 + nbytes + 64,), 0xFF, dtype=torch.uint8)
+    def __init__(self, nbytes: int, memory: torch.device | str = "cpu"):
+        self._buffer = torch.full((64 + nbytes + 64,), 0xFF, dtype=torch.uint8, device=memory)
         self.tensor = self._buffer[64 : 64 + nbytes]
 
     def check(self) -> None:
@@ -74,13 +98,13 @@ class Scratch:
         assert (ends == 0xFF).all(), "bytes outside of the workspace were written"
 
 
-def guarded(values: Tensor, gap: int = 0) -> Tensor:
+def guarded(values: Tensor, gap: int = 0, memory: torch.device | str = "cpu") -> Tensor:
     """A copy of an input between NaNs (integers: -128), its rows ``gap`` elements apart."""
-    buffer = _buffer(tuple(values.shape), values.dtype, gap)
+    buffer = _buffer(tuple(values.shape), values.dtype, gap, memory)
     poison = float("nan") if values.dtype.is_floating_point else -128
-    for part in (buffer,) if gap else (buffer[:FENCE], buffer[-FENCE:]):
+    for part in (buffer,) if gap else (buffer[:_before], buffer[-FENCE:]):
         part.fill_(poison)
-    inside = _strided(buffer, tuple(values.shape), gap)
+    inside = _strided(buffer, tuple(values.shape), gap, _before)
     inside.copy_(values)
     return inside
 

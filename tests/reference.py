@@ -2,9 +2,11 @@
 
 It knows nothing of the kernels, of packing or of pages. Everything is computed in ``dtype`` (float64 unless asked
 otherwise) on the CPU; weights that a kernel holds in a narrower type are rounded to that type first (``rounded``,
-``quantize_rows``), so what is left between a kernel and this file is the order of float32 additions.
+``quantize_rows``), so what is left between a kernel and this file is the order of float32 additions and, where
+activations are narrow, the rounding of what an op returns.
 
-Where codes must match exactly (int8), the arithmetic is the float32 arithmetic that the contract names.
+Where codes must match exactly (int8), the arithmetic is the float32 arithmetic that the contract names. Backends
+differ in how they multiply int8 weights and in what they round: ``Arithmetic`` says it.
 Sequences are a Python list: one tensor a sequence, no padding and no batch.
 
 Symbols: d = n_embd, H = n_head, D = d / H, R = rotary_dim, F = n_inner or 4d, V = vocab_size, n = tokens.
@@ -18,7 +20,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-GROUP = 64  # columns that share one activation scale in w8a8
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How a product takes its operands.
+
+    mode: exact   the values as they are
+          w8a16   W quantised to int8, x as it is
+          w8a8    W quantised to int8, x rounded to float32 and quantised in groups of columns
+    group: columns that share one activation scale in w8a8; None: all of a segment
+    act: the type of activations that a normalised row is rounded to before it is multiplied; None: it is not
+    """
+
+    mode: str = "exact"
+    group: int | None = 64
+    act: torch.dtype | None = None
+
+
+EXACT = Arithmetic()
 
 
 # ---- Elementwise pieces ------------------------------------------------------------------------
@@ -94,42 +113,46 @@ def quantize_rows(w: Tensor) -> tuple[Tensor, Tensor]:
     return codes, amax / torch.tensor(127.0)
 
 
-def quantize_activations(x: Tensor, segments: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Codes (n, sum of segments rounded up to 4) int8 and scales (n, groups) float32 of x (n, sum of segments).
+def quantize_activations(
+    x: Tensor, segments: tuple[int, ...], group: int | None = 64, padding: int = 4
+) -> tuple[Tensor, Tensor]:
+    """Codes (n, sum of segments rounded up to ``padding``) int8 and scales (n, groups) float32 of x (n, sum of segments).
 
-    Each segment is cut into groups of 64 columns, the last of which may be shorter; the arithmetic of a group is
-    that of a weight's row.
+    Each segment is cut into groups of ``group`` columns, the last of which may be shorter (None: one group); the
+    arithmetic of a group is that of a weight's row.
     """
     codes, scales = [], []
     for segment in x.to(torch.float32).split(list(segments), dim=1):
-        for group in segment.split(GROUP, dim=1):
-            group_codes, group_scale = quantize_rows(group)
-            codes.append(group_codes)
-            scales.append(group_scale[:, None])
-        codes.append(torch.zeros(x.shape[0], -segment.shape[1] % 4, dtype=torch.int8))
+        for part in segment.split(group or segment.shape[1], dim=1):
+            part_codes, part_scale = quantize_rows(part)
+            codes.append(part_codes)
+            scales.append(part_scale[:, None])
+        codes.append(torch.zeros(x.shape[0], -segment.shape[1] % padding, dtype=torch.int8))
     return torch.cat(codes, dim=1), torch.cat(scales, dim=1)
 
 
 # ---- Products ----------------------------------------------------------------------------------
 
 
-def product(x: Tensor, w: Tensor, mode: str = "exact", dtype: torch.dtype = torch.float64) -> Tensor:
-    """y (n, rows) = W x for x (n, cols) and one segment W (rows, cols).
-
-    exact   the values as they are
-    w8a16   W quantised to int8, x as it is
-    w8a8    W quantised to int8, x rounded to float32 and quantised in groups of 64 columns
-    """
-    if mode == "exact":
+def product(x: Tensor, w: Tensor, how: Arithmetic = EXACT, dtype: torch.dtype = torch.float64) -> Tensor:
+    """y (n, rows) = W x for x (n, cols) and one segment W (rows, cols)."""
+    if how.mode == "exact":
         return x.to(dtype) @ w.to(dtype).T
     codes, scale = quantize_rows(w)
-    if mode == "w8a16":
+    if how.mode == "w8a16":
         return (x.to(dtype) @ codes.to(dtype).T) * scale.to(dtype)
-    if mode != "w8a8":
-        raise ValueError(f"mode is {mode!r}; expected 'exact', 'w8a16' or 'w8a8'")
-    x_codes, x_scales = quantize_activations(x, (w.shape[1],))
-    x_held = x_codes[:, : w.shape[1]].to(dtype) * x_scales.to(dtype).repeat_interleave(GROUP, 1)[:, : w.shape[1]]
-    return (x_held @ codes.to(dtype).T) * scale.to(dtype)
+    if how.mode != "w8a8":
+        raise ValueError(f"mode is {how.mode!r}; expected 'exact', 'w8a16' or 'w8a8'")
+    columns = w.shape[1]
+    x_codes, x_scales = quantize_activations(x, (columns,), how.group)
+    x_scales = x_scales.to(dtype).repeat_interleave(how.group or columns, 1)[:, :columns]
+    return ((x_codes[:, :columns].to(dtype) * x_scales) @ codes.to(dtype).T) * scale.to(dtype)
+
+
+def normalised(x: Tensor, norm: tuple[Tensor, Tensor, float], how: Arithmetic, dtype: torch.dtype) -> Tensor:
+    """layer_norm(x) as the products that follow it take it."""
+    h = layer_norm(x, *norm, dtype=dtype)
+    return h if how.act is None else h.to(how.act).to(dtype)
 
 
 @dataclass
@@ -150,12 +173,12 @@ def input_product(
     table: Tensor,  # rotary (P, R)
     n_head: int,
     positions: Tensor,  # (n,)
-    mode: str = "exact",
+    how: Arithmetic = EXACT,
     dtype: torch.dtype = torch.float64,
 ) -> Projected:
     """LayerNorm, the four products, rotary on q and k, bias and gelu on the fourth."""
-    h = layer_norm(x, *norm, dtype=dtype)
-    q, k, v, m = (product(h, w, mode, dtype) for w in sections)
+    h = normalised(x, norm, how, dtype)
+    q, k, v, m = (product(h, w, how, dtype) for w in sections)
     q, k, v = (y.reshape(len(x), n_head, -1) for y in (q, k, v))
     return Projected(
         rotary(q, positions, table), rotary(k, positions, table), v, gelu_new(m + bias_in.to(dtype))
@@ -188,13 +211,13 @@ def output_product(
     act: Tensor,  # (n, sum of columns)
     segments: tuple[Tensor, ...],  # (rows, columns of the segment) each
     bias_out: Tensor,  # (rows,)
-    mode: str = "exact",
+    how: Arithmetic = EXACT,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """x + W act + bias; the columns of W come in segments, each quantised on its own."""
     y = x.to(dtype) + bias_out.to(dtype)
     for part, w in zip(act.split([w.shape[1] for w in segments], dim=1), segments, strict=True):
-        y = y + product(part, w, mode, dtype)
+        y = y + product(part, w, how, dtype)
     return y
 
 
@@ -204,13 +227,13 @@ def lm_head(
     norm: tuple[Tensor, Tensor, float],
     w: Tensor,  # (V, K)
     bias: Tensor,  # (V,)
-    mode: str = "exact",
+    how: Arithmetic = EXACT,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """Logits (M, V) of the chosen rows; a row outside of x gives NaN."""
     inside = (rows >= 0) & (rows < len(x))
-    h = layer_norm(x[rows.clamp(0, len(x) - 1).long()], *norm, dtype=dtype)
-    logits = product(h, w, mode, dtype) + bias.to(dtype)
+    h = normalised(x[rows.clamp(0, len(x) - 1).long()], norm, how, dtype)
+    logits = product(h, w, how, dtype) + bias.to(dtype)
     return torch.where(inside[:, None], logits, torch.tensor(math.nan, dtype=dtype))
 
 
@@ -298,7 +321,7 @@ def forward(
     tensors: dict[str, Tensor],
     ids: Tensor,
     *,
-    mode: str = "exact",
+    how: Arithmetic = EXACT,
     cache_dtype: torch.dtype | None = None,
     table: Tensor | None = None,
     dtype: torch.dtype = torch.float64,
@@ -306,7 +329,7 @@ def forward(
     """Logits and hidden states of one sequence ids (n,), from tensors under their checkpoint names.
 
     config: an object with n_head, n_layer, n_embd, rotary_dim, layer_norm_epsilon, as transformers' has.
-    mode: of every product, see ``product``. cache_dtype: k and v are rounded to it. table: another rotary table
+    how: of every product. cache_dtype: k and v are rounded to it. table: another rotary table
     than the exact one, such as transformers' in float32. GPT-J's separate q, k and v projections are known too.
     """
     if table is None:
@@ -323,13 +346,13 @@ def forward(
             q, k, v = (layer[f"attn.{part}_proj.weight"] for part in "qkv")
         norm = (layer["ln_1.weight"], layer["ln_1.bias"], config.layer_norm_epsilon)
         sections = (q, k, v, layer["mlp.fc_in.weight"])
-        made = input_product(x, norm, sections, layer["mlp.fc_in.bias"], table, config.n_head, positions, mode, dtype)
+        made = input_product(x, norm, sections, layer["mlp.fc_in.bias"], table, config.n_head, positions, how, dtype)
         if cache_dtype is not None:
             made.k, made.v = made.k.to(cache_dtype).to(dtype), made.v.to(cache_dtype).to(dtype)
         attended = attention([made.q], [made.k], [made.v], dtype)[0].reshape(len(ids), -1)
         w_out = (layer["attn.out_proj.weight"], layer["mlp.fc_out.weight"])
-        x = output_product(x, torch.cat([attended, made.act], 1), w_out, layer["mlp.fc_out.bias"], mode, dtype)
+        x = output_product(x, torch.cat([attended, made.act], 1), w_out, layer["mlp.fc_out.bias"], how, dtype)
     norm = (tensors["transformer.ln_f.weight"], tensors["transformer.ln_f.bias"], config.layer_norm_epsilon)
     hidden_states.append(layer_norm(x, *norm, dtype=dtype))
     w, bias = tensors["lm_head.weight"], tensors["lm_head.bias"]
-    return Output(lm_head(x, positions, norm, w, bias, mode, dtype), hidden_states)
+    return Output(lm_head(x, positions, norm, w, bias, how, dtype), hidden_states)

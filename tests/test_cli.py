@@ -382,19 +382,21 @@ def test_without_standard_output(monkeypatch, capsys, folder):
     assert "standard output is closed" in capsys.readouterr().err
 
 
-def test_the_console_script_runs_the_demo_model():
+def test_the_console_script_runs_the_demo_model(without_gpus):
     script = Path(sysconfig.get_path("scripts")) / "codegen-fast"
-    done = subprocess.run([script, "generate", "def fibonacci(n):"], capture_output=True, text=True, encoding="utf-8")
+    done = subprocess.run([script, "generate", "def fibonacci(n):"], capture_output=True, text=True, encoding="utf-8",
+                          env=without_gpus)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("def fibonacci(n):") 
     assert re.fullmatch(SPEED + "\n", done.stderr)
 
 
-def test_ctrl_c_ends_a_generation_with_130(tmp_path):
+def test_ctrl_c_ends_a_generation_with_130(tmp_path, without_gpus):
     make_folder(tmp_path, n_positions=200_000, eos_token_id=None)
     process = subprocess.Popen(
         [sys.executable, "-m", "codegen_fast", "generate", "--model", tmp_path, "--max-new-tokens", "190000", "x = 1"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=without_gpus,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     try:
         assert process.stdout.read(12).startswith(b"x = 1")  # the prompt and some text: it is under way
         process.send_signal(signal.SIGINT)

@@ -55,9 +55,9 @@ def checkpoint(tmp_path_factory):
 
 @pytest.mark.parametrize(("dtype", "quantization", "bytes_each"),
                          [("float32", "", 4), ("bfloat16", "", 2), ("float16", "", 2), ("float16", "int8", 1)])  # fmt: skip
-def test_350m_loads_and_generates(checkpoint, tmp_path, dtype, quantization, bytes_each):
+def test_350m_loads_and_generates(checkpoint, tmp_path, without_gpus, dtype, quantization, bytes_each):
     done = subprocess.run([sys.executable, "-c", _RUN, str(checkpoint), dtype, quantization], capture_output=True,
-                          text=True, cwd=tmp_path)  # fmt: skip
+                          text=True, cwd=tmp_path, env=without_gpus)  # fmt: skip
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     print({k: round(v / MB) if k in ("model", "peak") else v for k, v in seen.items()})

@@ -10,8 +10,7 @@ import transformers
 from checkpoints import make_checkpoint
 from pairs import pair, quiet  # noqa: F401  (fixtures)
 
-from codegen_fast import AutoModelForCausalLM
-from codegen_fast.generation import loop
+from codegen_fast import AutoModelForCausalLM, ops
 from codegen_fast.sampling import mix_seed
 
 PROMPTS = [[11, 12, 13, 14, 15], [21, 22, 23], [31]]
@@ -169,14 +168,20 @@ def test_any_row_comes_again_alone(pair):
 
 def test_every_draw_has_its_own_position(pair, monkeypatch):
     """The position that a token will have among its row's own tokens keys the draw (and nothing of the batch does)."""
-    seen = []
+    seen, positions = [], {}
+    make, sample = ops.SamplingParams, ops.sample
 
-    class Recorded(loop.Sampler):
-        def sample(self, logits, positions):
-            seen.append(positions.tolist())
-            return super().sample(logits, positions)
+    def made(*tensors):
+        params = make(*tensors)
+        positions[params] = tensors[-1]
+        return params
 
-    monkeypatch.setattr(loop, "Sampler", Recorded)
+    def sampled(out, logits, params, workspace):
+        seen.append(positions[params].tolist())
+        sample(out, logits, params, workspace)
+
+    monkeypatch.setattr(ops, "SamplingParams", made)
+    monkeypatch.setattr(ops, "sample", sampled)
     ids, mask = left_padded(PROMPTS)
     pair[1].generate(ids, attention_mask=mask, num_return_sequences=2, seed=1, **{**HOT, "max_new_tokens": 3})
     assert seen == [[5, 5, 3, 3, 1, 1], [6, 6, 4, 4, 2, 2], [7, 7, 5, 5, 3, 3]]

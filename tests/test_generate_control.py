@@ -104,11 +104,14 @@ def test_an_interrupted_generation_leaves_the_model_usable(pair, caches, knobs, 
 
 def test_an_error_elsewhere_ends_the_stream(pair, caches, monkeypatch):
     decoder = pair[1]._decoder
+    run_layers = decoder.run_layers
 
-    def broken(*args, **kwargs):
-        raise KeyboardInterrupt
+    def broken(x, q, act, cache, batch, decode, *rest):
+        if decode:
+            raise KeyboardInterrupt
+        run_layers(x, q, act, cache, batch, decode, *rest)
 
-    monkeypatch.setattr(decoder, "start", broken)
+    monkeypatch.setattr(decoder, "run_layers", broken)
     recorder = Recorder()
     with pytest.raises(KeyboardInterrupt):
         pair[1].generate([[5, 6, 7]], max_new_tokens=9, num_return_sequences=2, do_sample=True, streamer=recorder)

@@ -236,8 +236,8 @@ assert main(["generate", "def f(x):", "--max-new-tokens", "4"]) == 0 and main(["
 """
 
 
-def test_everything_works_without_transformers(folder, model, tmp_path):
+def test_everything_works_without_transformers(folder, model, tmp_path, without_gpus):
     done = subprocess.run([sys.executable, "-c", WITHOUT, str(folder), str(tmp_path / "saved")], capture_output=True,
-                          text=True, timeout=120)
+                          text=True, timeout=120, env=without_gpus)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == str(tokens(model).tolist())

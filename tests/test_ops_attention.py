@@ -13,18 +13,27 @@ import math
 import bounds
 import calls
 import cases
-import pytest
 import reference
 import torch
-from calls import isa  # noqa: F401 (a fixture)
+from devices import Device, Types, label, per_device
 from fences import bits
-from test_ops_products import as_given, product_mode
+from reference import Arithmetic
+from test_ops_products import as_given
 
 from codegen_fast import ops
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 HEADS = {16: 4, 20: 4, 64: 2, 80: 2, 256: 2}  # head_dim -> heads: one more dimension would only repeat
 LENGTHS = (1, 2, 15, 16, 17, 33, 64, 65, 129, 257)
+
+
+def storage(device: Device) -> list[tuple[torch.dtype, torch.dtype]]:
+    """Every pair of types (of activations, of the cache) that the backend takes."""
+    return [(act, cache) for act in device.acts for cache in device.cache_dtypes(act)]
+
+
+def own(device: Device) -> tuple[torch.dtype, torch.dtype]:
+    """The pair of types that a test takes that does not need all."""
+    return device.act, device.act
 
 
 @functools.lru_cache(maxsize=None)
@@ -47,83 +56,85 @@ def exact_values(head_dim: int, lengths: tuple[int, ...]):
 
 
 @functools.lru_cache(maxsize=4)
-def exact_cache(head_dim: int, dtype: torch.dtype, lengths: tuple[int, ...] = LENGTHS):
+def exact_cache(store: Device, head_dim: int, dtypes: tuple[torch.dtype, torch.dtype], lengths: tuple[int, ...]):
     """(pool, sequences) that hold the keys and values of ``exact_values``."""
+    act, cache = dtypes
     x, w, _, _ = exact_values(head_dim, lengths)
     width = x.shape[1]
-    packed = calls.pack([[section] for section in (*w, torch.ones(1, width))], "float32")
+    packed = calls.pack(store, [[section] for section in (*w, torch.ones(1, width))], label(act))
     still = torch.cat([torch.ones(max(lengths), 1), torch.zeros(max(lengths), 1)], dim=1)  # angle 0 everywhere
-    pool = calls.Pool(dtype, width, seed=head_dim, tokens=lengths)
+    pool = calls.Pool(cache, width, seed=head_dim, tokens=lengths, device=store)
     sequences = pool.sequences([(0, length) for length in lengths])
     norm = (torch.ones(width), torch.zeros(width), 1e-12)
     n_head = HEADS[head_dim]
-    calls.input_product(x, norm, packed, torch.zeros(1), still, n_head, pool, sequences, "prefill")
+    calls.input_product(store, x.to(act), norm, packed, torch.zeros(1), still, n_head, pool, sequences, "prefill")
     return pool, sequences
 
 
 @functools.lru_cache(maxsize=None)
-def attention_case(head_dim: int, lengths: tuple[int, ...], new: tuple[int, ...], sharpness: float):
+def attention_case(head_dim: int, lengths: tuple[int, ...], new: tuple[int, ...], sharpness: float, act: torch.dtype):
     """(q, expected, bound), each (T, H, D), for the last ``new[b]`` tokens of every sequence."""
     _, _, k, v = exact_values(head_dim, lengths)
     torch.manual_seed(sum(new))
-    q = [sharpness * torch.randn(n, HEADS[head_dim], head_dim) for n in new]
+    q = [(sharpness * torch.randn(n, HEADS[head_dim], head_dim)).to(act) for n in new]
     expected = reference.attention(q, k, v)
-    bound = [bounds.attention(*qkv) for qkv in zip(q, k, v)]
+    bound = [bounds.attention(*qkv, act=act) for qkv in zip(q, k, v)]
     return torch.cat(q), torch.cat(expected), torch.cat(bound)
 
 
-def check_attention(head_dim, dtype, new, phase, sharpness=1.0, lengths=LENGTHS):
-    pool, sequences = exact_cache(head_dim, dtype, lengths)
-    q, expected, bound = attention_case(head_dim, lengths, tuple(new), sharpness)
+def check_attention(device, head_dim, dtypes, new, phase, sharpness=1.0, lengths=LENGTHS):
+    pool, sequences = exact_cache(device.store, head_dim, dtypes, lengths)
+    q, expected, bound = attention_case(head_dim, lengths, tuple(new), sharpness, dtypes[0])
     asked = [sequence.last(n) for sequence, n in zip(sequences, new)]
-    got = calls.attention(q.flatten(1), HEADS[head_dim], pool, asked, phase)
+    got = calls.attention(device, q.flatten(1), HEADS[head_dim], pool, asked, phase)
     bounds.assert_within(got.reshape(q.shape), expected, bound, f"attention of {new} tokens, sharpness {sharpness}")
 
 
-@pytest.mark.parametrize("phase", cases.PHASES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("head_dim", HEADS)
-def test_attention(isa, head_dim, dtype, phase):
+@per_device(head_dim=tuple(HEADS), dtypes=storage, phase=cases.PHASES)
+def test_attention(device, head_dim, dtypes, phase):
     # Flat (every key counts) and sharp (one key wins: a wrong order of keys shows).
     for sharpness in (0.1, 1.0, 8.0):
-        check_attention(head_dim, dtype, [1] * len(LENGTHS), phase, sharpness)
-    check_attention(head_dim, dtype, [min(n, 19) for n in LENGTHS], phase)
-    check_attention(head_dim, dtype, [n % 3 for n in range(len(LENGTHS))], phase)
+        check_attention(device, head_dim, dtypes, [1] * len(LENGTHS), phase, sharpness)
+    check_attention(device, head_dim, dtypes, [min(n, 19) for n in LENGTHS], phase)
+    check_attention(device, head_dim, dtypes, [n % 3 for n in range(len(LENGTHS))], phase)
 
 
-@pytest.mark.parametrize("phase", cases.PHASES)
-def test_whole_prompts(isa, phase):
-    check_attention(16, torch.float32, LENGTHS, phase)
+@per_device(phase=cases.PHASES)
+def test_whole_prompts(device, phase):
+    check_attention(device, 16, own(device), LENGTHS, phase)
 
 
-@pytest.mark.parametrize("phase", cases.PHASES)
-def test_last_position_of_a_full_context(isa, phase):
-    check_attention(16, torch.float32, [5], phase, lengths=(2048,))
+@per_device(phase=cases.PHASES)
+def test_last_position_of_a_full_context(device, phase):
+    check_attention(device, 16, own(device), [5], phase, lengths=(2048,))
 
 
-@pytest.mark.parametrize("phase", cases.PHASES)
-def test_no_tokens(isa, phase):
-    pool, sequences = exact_cache(16, torch.float32)
-    assert calls.attention(torch.empty(0, 64), 4, pool, [], phase).shape == (0, 64)
-    assert calls.attention(torch.empty(0, 64), 4, pool, [s.last(0) for s in sequences], phase).shape == (0, 64)
+@per_device(phase=cases.PHASES)
+def test_no_tokens(device, phase):
+    pool, sequences = exact_cache(device.store, 16, own(device), LENGTHS)
+    nothing = torch.empty(0, 64, dtype=device.act)
+    assert calls.attention(device, nothing, 4, pool, [], phase).shape == (0, 64)
+    assert calls.attention(device, nothing, 4, pool, [s.last(0) for s in sequences], phase).shape == (0, 64)
 
 
-@pytest.mark.parametrize("phase", cases.PHASES)
-def test_scores_as_large_as_float32_allows_do_not_overflow(isa, phase):
-    pool, sequences = exact_cache(64, torch.float32)
+@per_device(act=Device.acts, phase=cases.PHASES)
+def test_scores_as_large_as_the_type_allows_do_not_overflow(device, act, phase):
+    pool, sequences = exact_cache(device.store, 64, (act, act), LENGTHS)
     _, _, _, v = exact_values(64, LENGTHS)
-    q = torch.full((len(LENGTHS), 128), 1e30)
-    got = calls.attention(q, 2, pool, [s.last(1) for s in sequences], phase)
+    q = torch.full((len(LENGTHS), 128), min(1e30, torch.finfo(act).max), dtype=act)
+    got = calls.attention(device, q, 2, pool, [s.last(1) for s in sequences], phase)
     assert got.isfinite().all()
     largest = torch.stack([part.abs().amax(0).flatten() for part in v])
-    assert (got.abs() <= largest * (1 + 1e-5)).all()
+    # Each of a row's weights may be rounded, and what is stored.
+    room = 1e-5 if act == torch.float32 else 3 * bounds.ROUNDING[act]
+    assert (got.abs() <= largest * (1 + room)).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_copied_pages_serve_as_well(isa, dtype):
-    pool, sequences = exact_cache(20, dtype)
-    q = torch.randn(len(LENGTHS), 80)
-    expected = calls.attention(q, 4, pool, [s.last(1) for s in sequences], "decode")
+@per_device(dtypes=storage)
+def test_copied_pages_serve_as_well(device, dtypes):
+    pool, sequences = exact_cache(device.store, 20, dtypes, LENGTHS)
+    q = torch.randn(len(LENGTHS), 80).to(dtypes[0])
+    expected = calls.attention(device, q, 4, pool, [s.last(1) for s in sequences], "decode")
     copies = [s.last(1) for s in pool.sequences([(0, n) for n in LENGTHS])]
     before = pool.pages.clone()
     source = [page for s in sequences for page in s.pages]
@@ -133,62 +144,65 @@ def test_copied_pages_serve_as_well(isa, dtype):
     assert torch.equal(bits(pool.pages[destination]), bits(before[source]))
     others = [page for page in range(len(before)) if page not in set(destination)]
     assert torch.equal(bits(pool.pages[others]), bits(before[others]))
-    assert torch.equal(bits(calls.attention(q, 4, pool, copies, "decode")), bits(expected))
+    assert torch.equal(bits(calls.attention(device, q, 4, pool, copies, "decode")), bits(expected))
     pool.pages[destination] = math.nan
     pool.give_back(copies)
     pool.copy_pages([], [])
 
 
-def rounding_error(value: torch.Tensor, error: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """How far dtype(value +- error) can be from dtype(value): rounding is monotone."""
-    middle = value.to(dtype).double()
-    return torch.maximum((value + error).to(dtype).double() - middle, middle - (value - error).to(dtype).double())
-
-
-# Every pair of weight and cache types on the smallest shape, each type once on the others.
-APPENDED = [
-    *((cases.ODD[0], kind, dtype) for kind in cases.WEIGHT_KINDS for dtype in DTYPES),
-    *((dims, kind, dtype) for dims in cases.ODD[1:] for kind, dtype in zip(("float32", "float16", "int8"), DTYPES)),
-]
+def appended(device: Device) -> list[tuple[cases.Dims, Types, torch.dtype]]:
+    """On the smallest shape every pair of weight and cache types; on the others each type once, in the emulator one."""
+    pairs = [(types, cache) for types in device.types for cache in device.cache_dtypes(types.act)]
+    taken = {dims: pairs for dims in cases.ODD}
+    for i, dims in enumerate(cases.ODD[1:]):
+        if device.emulated:
+            taken[dims] = pairs[i % 4 :][:1]
+        elif device.backend == "cpu":
+            once = {"float32": torch.float32, "float16": torch.float16, "int8": torch.bfloat16}
+            taken[dims] = [(types, cache) for types, cache in pairs if once.get(types.kind) == cache]
+    return [(dims, *pair) for dims in cases.ODD for pair in taken[dims]]
 
 
 PAST, NEW = (17, 0, 16, 45), (4, 3, 1, 2)
 
 
 @functools.lru_cache(maxsize=None)
-def appended_case(dims: cases.Dims, kind: str, dtype: torch.dtype, mode: str):
+def appended_case(dims: cases.Dims, types: Types, cache: torch.dtype, how: Arithmetic):
     """What the cache is filled from, queries for all positions, and what attention must give for them."""
     torch.manual_seed(dims.n_embd)
     d, n_head = dims.n_embd, dims.n_head
     sections = (*(torch.randn(3, d, d) / math.sqrt(d)), torch.randn(dims.inner, d))
     norm = (1 + 0.3 * torch.randn(d), 0.3 * torch.randn(d), 1e-5)
     table = reference.rotary_table(dims.n_positions, dims.rotary_dim, torch.float32)
-    x = [torch.randn(past + new, d) for past, new in zip(PAST, NEW)]
+    x = [torch.randn(past + new, d).to(types.act) for past, new in zip(PAST, NEW)]
     q, expected, bound = [], [], []
     for x_b in x:
         positions = torch.arange(len(x_b))
-        weights = as_given(sections, kind, mode)
-        made = reference.input_product(x_b, norm, weights, torch.zeros(dims.inner), table, n_head, positions, mode)
+        weights = as_given(sections, types.kind, how)
+        made = reference.input_product(x_b, norm, weights, torch.zeros(dims.inner), table, n_head, positions, how)
         bound_k, bound_v = (
-            bounds.normed_product(x_b, norm, reference.rounded(w, kind), kind).reshape(made.k.shape)
+            bounds.normed_product(x_b, norm, reference.rounded(w, types.kind), how).reshape(made.k.shape)
             for w in sections[1:3]
         )
-        errors = rounding_error(made.k, bounds.rotated(bound_k, made.k), dtype), rounding_error(made.v, bound_v, dtype)
-        k, v = made.k.to(dtype).double(), made.v.to(dtype).double()
-        q.append(torch.randn(made.q.shape))
+        errors = (
+            bounds.rounding_error(made.k, bounds.rotated(bound_k, made.k), cache),
+            bounds.rounding_error(made.v, bound_v, cache),
+        )
+        k, v = made.k.to(cache).double(), made.v.to(cache).double()
+        q.append(torch.randn(made.q.shape).to(types.act))
         expected += reference.attention(q[-1:], [k], [v])
-        bound.append(bounds.attention(q[-1], k, v, *errors))
+        bound.append(bounds.attention(q[-1], k, v, *errors, act=types.act))
     return x, sections, norm, table, torch.cat(q), torch.cat(expected), torch.cat(bound)
 
 
-@pytest.mark.parametrize("phase", cases.PHASES)
-@pytest.mark.parametrize(("dims", "kind", "dtype"), APPENDED, ids=[f"{d.name}-{k}-{t}" for d, k, t in APPENDED])
-def test_input_product_fills_the_cache(isa, dims, kind, dtype, phase):
+@per_device(case=appended, phase=cases.PHASES)
+def test_input_product_fills_the_cache(device, case, phase):
     """Keys and values, appended in two calls, decide what attention gives for random queries."""
+    dims, types, cache = case
     d, n_head = dims.n_embd, dims.n_head
-    x, sections, norm, table, q, expected, bound = appended_case(dims, kind, dtype, product_mode(kind, phase))
-    packed = calls.pack([[part] for part in sections], kind)
-    pool = calls.Pool(dtype, d, seed=1, tokens=[len(x_b) for x_b in x])
+    x, sections, norm, table, q, expected, bound = appended_case(*case, device.arithmetic(types, phase))
+    packed = calls.pack(device, [[part] for part in sections], types.kind)
+    pool = calls.Pool(cache, d, seed=1, tokens=[len(x_b) for x_b in x], device=device)
     sequences = pool.sequences([(0, len(x_b)) for x_b in x])
     for asked, rows in (
         ([s.up_to(past).last(past) for s, past in zip(sequences, PAST)], [x_b[:past] for x_b, past in zip(x, PAST)]),
@@ -196,30 +210,31 @@ def test_input_product_fills_the_cache(isa, dims, kind, dtype, phase):
     ):
         before = pool.pages.clone()
         bias = torch.zeros(dims.inner)
-        calls.input_product(torch.cat(rows), norm, packed, bias, table, n_head, pool, asked, phase)
+        calls.input_product(device, torch.cat(rows), norm, packed, bias, table, n_head, pool, asked, phase)
         # Each token fills 2 d elements that were NaN, wherever they stand in a page, and no other changes.
         changed = (bits(pool.pages) != bits(before)).reshape(before.numel(), -1).any(1)
         assert int(changed.sum()) == 2 * d * sum(len(part) for part in rows)
         assert before.flatten()[changed].isnan().all()
-    got = calls.attention(q.flatten(1), n_head, pool, [s.last(s.length) for s in sequences], phase)
+    got = calls.attention(device, q.flatten(1), n_head, pool, [s.last(s.length) for s in sequences], phase)
     bounds.assert_within(got.reshape(q.shape), expected, bound, "attention over what was appended")
 
 
-@pytest.mark.parametrize("phase", cases.PHASES)
-def test_pages_of_others_and_unused_slots_never_matter(isa, phase):
+@per_device(phase=cases.PHASES)
+def test_pages_of_others_and_unused_slots_never_matter(device, phase):
     """The same bits whatever stands in the rest of the pool, and in the rest of the last page."""
-    pool, sequences = exact_cache(80, torch.float16)
-    q = torch.randn(len(LENGTHS), 160)
+    pool, sequences = exact_cache(device.store, 80, (device.act, torch.float16), LENGTHS)
+    q = torch.randn(len(LENGTHS), 160).to(device.act)
     asked = [s.last(1) for s in sequences]
-    expected = calls.attention(q, 2, pool, asked, phase)
+    expected = calls.attention(device, q, 2, pool, asked, phase)
     unused = pool.pages.isnan()
     assert unused.any()
     for value in (0.0, math.inf, 65504.0):
         pool.pages[unused] = value
-        got = calls.attention(q, 2, pool, asked, phase)
+        got = calls.attention(device, q, 2, pool, asked, phase)
         pool.pages[unused] = math.nan
         assert torch.equal(bits(got), bits(expected))
 
 
-def test_page_size_is_a_property_of_the_backend():
-    assert ops.kv_page_size() >= 1
+@per_device()
+def test_page_size_is_a_property_of_the_backend(device):
+    assert ops.kv_page_size(device.memory.type) >= 1

@@ -161,8 +161,27 @@ def test_quantised_products_are_near_the_exact_one(mode):
     # A code is off by at most half a step: 0.5 amax / 127 of a row or group, amax < 4.5 here.
     step = 0.5 * 4.5 / 127
     bound = step * (x.abs().sum(1)[:, None] + (w.abs().sum(1)[None, :] if mode == "w8a8" else 0)) + step**2 * 200
-    assert ((reference.product(x, w, mode) - exact).abs() <= bound).all()
-    assert relative_error(reference.product(x, w, mode), exact) < 0.02
+    for group in (64, None):
+        got = reference.product(x, w, reference.Arithmetic(mode, group))
+        assert ((got - exact).abs() <= bound).all()
+        assert relative_error(got, exact) < 0.02
+
+
+def test_the_normalised_row_is_rounded_where_activations_are_narrow():
+    torch.manual_seed(0)
+    x, w, norm = torch.randn(5, 48), torch.randn(30, 48), (torch.randn(48), torch.randn(48), 1e-5)
+    for act in (torch.float16, torch.bfloat16):
+        h = reference.layer_norm(x, *norm).to(act)
+        got = reference.lm_head(x, torch.arange(5), norm, w, torch.zeros(30), reference.Arithmetic(act=act))
+        assert torch.equal(got, reference.product(h, w)) and not torch.equal(h.double(), reference.layer_norm(x, *norm))
+
+
+def test_one_scale_for_all_of_a_segment():
+    x = torch.randn(3, 70 + 131)
+    codes, scales = reference.quantize_activations(x, (70, 131), None, 64)
+    assert codes.shape == (3, 128 + 192) and scales.shape == (3, 2)
+    assert torch.equal(scales, torch.stack([x[:, :70].abs().amax(1), x[:, 70:].abs().amax(1)], 1) / 127)
+    assert (codes[:, 70:128] == 0).all() and (codes[:, 128 + 131 :] == 0).all()
 
 
 def test_attention_of_a_chunk_equals_that_of_the_whole():

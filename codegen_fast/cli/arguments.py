@@ -36,8 +36,9 @@ examples:
 """
 
 _INFO_EXAMPLES = """\
-The tokens a second are an upper limit: the bandwidth that was measured, divided by the bytes of weights that every
-token reads. A long context adds the cache's bytes to that. Only the model's config.json is read.
+The tokens a second are an upper limit: the bandwidth of the memory that the model would lie in (the CPU's is measured,
+a GPU's is by its data sheet), divided by the bytes of weights that every token reads. A long context adds the cache's
+bytes to that. Only the model's config.json is read.
 
 examples:
   codegen-fast info
@@ -87,7 +88,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--quantization", choices=("none", "int8"), default="none",
                        help="int8 takes half the memory of float16 (default: none)")
     model.add_argument("--device", default="auto", metavar="DEVICE",
-                       help="cpu (default: auto, which is the CPU until the CUDA kernels are done)")
+                       help="cpu, cuda or cuda:1 (default: auto, a GPU where one can be used, else the CPU)")
     model.add_argument("--threads", type=_integer(1, 256), metavar="N", help="CPU threads (default: torch's)")
     text = parser.add_argument_group("text")
     text.add_argument("--max-new-tokens", type=_integer(1), metavar="N",

@@ -13,7 +13,7 @@ import torch
 from ..auto import AutoModelForCausalLM
 from ..config import CodeGenConfig
 from ..generation import GenerationConfig, prepare
-from ..machine import cache_bytes, read_bandwidth
+from ..machine import cache_bytes, read_bandwidth, this_machine
 from ..model import CodeGenForCausalLM
 from ..tokenizer import AutoTokenizer
 from .arguments import UsageError
@@ -59,8 +59,11 @@ def run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         streamer.end()  # generate does not, if the streamer was at work just then
         raise
-    bandwidth = read_bandwidth(_MEASURE_SECONDS, threads=max(threads, torch.get_num_threads()))
-    print(summary(streamer, model, bandwidth, cache_bytes(), knobs.get("seed")), file=sys.stderr)
+    if model.device.type == "cuda":
+        bandwidth, cache = this_machine().gpus[model.device.index].memory_bytes_per_second, None
+    else:
+        bandwidth, cache = read_bandwidth(_MEASURE_SECONDS, threads=max(threads, torch.get_num_threads())), cache_bytes()
+    print(summary(streamer, model, bandwidth, cache, knobs.get("seed")), file=sys.stderr)
     return 0
 
 
@@ -123,7 +126,8 @@ def summary(streamer: TextStreamer, model: CodeGenForCausalLM, bandwidth: float,
             seed: int | None) -> str:
     """The last line: tokens, their speed, and how much of the memory's bandwidth (bytes a second) that is.
 
-    cache: bytes of the CPU's last-level cache, None where it is not known.
+    bandwidth: measured on a CPU; a GPU's by its data sheet, 0 where it is not known. cache: bytes of the CPU's
+    last-level cache, None where it is not known or does not matter.
     """
     tokens, samples = sum(streamer.new_tokens), len(streamer.new_tokens)
     line = count(tokens, "token") + (f" in {samples} samples" if samples > 1 else "")
@@ -132,11 +136,13 @@ def summary(streamer: TextStreamer, model: CodeGenForCausalLM, bandwidth: float,
     if decoded:
         seconds = streamer.decode_seconds
         config, dtype, quantization = model.config, model.dtype, model.quantization
-        nbytes = decode_bytes(config, dtype, quantization, streamer.prompt_tokens, streamer.new_tokens)
+        nbytes = decode_bytes(config, dtype, quantization, streamer.prompt_tokens, streamer.new_tokens, model.device)
         read = nbytes / seconds
         line += (f", then {decoded} in {duration(seconds)}: {rate(decoded / seconds)} tokens/s, "
-                 f"{read / 1e9:.1f} GB/s of weights and cache, {read / bandwidth:.0%} of this machine's "
-                 f"{bandwidth / 1e9:.1f} GB/s")
+                 f"{read / 1e9:.1f} GB/s of weights and cache")
+        if bandwidth:  # a GPU's driver may not tell
+            whose = "this GPU's" if model.device.type == "cuda" else "this machine's"
+            line += f", {read / bandwidth:.0%} of {whose} {bandwidth / 1e9:.1f} GB/s"
         line += _cache_remark(config, dtype, quantization, cache)
     return line + ("" if seed is None else f"; seed {seed}")
 

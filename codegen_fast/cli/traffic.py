@@ -8,16 +8,17 @@ from ..config import CodeGenConfig
 from ..memory import cache_bytes, model_bytes
 
 
-def weight_bytes(config: CodeGenConfig, dtype: torch.dtype, quantization: str | None) -> int:
+def weight_bytes(config: CodeGenConfig, dtype: torch.dtype, quantization: str | None,
+                 device: torch.device | str = "cpu") -> int:
     """Bytes of weights that one decode step reads, for all its rows together: all but the embedding.
 
     Of the embedding a step reads one row a token, which is nothing beside the rest.
     """
-    return model_bytes(config, dtype, quantization) - config.vocab_size * config.n_embd * dtype.itemsize
+    return model_bytes(config, dtype, quantization, device) - config.vocab_size * config.n_embd * dtype.itemsize
 
 
 def decode_bytes(config: CodeGenConfig, dtype: torch.dtype, quantization: str | None, prompt_tokens: int,
-                 new_tokens: list[int]) -> int:
+                 new_tokens: list[int], device: torch.device | str = "cpu") -> int:
     """Bytes that decoding reads after the prefill of one prompt, whose samples have new_tokens[i] new tokens each.
 
     The first new token of a row comes from the prefill. Step k reads the weights once, and for each row that still
@@ -25,4 +26,4 @@ def decode_bytes(config: CodeGenConfig, dtype: torch.dtype, quantization: str | 
     """
     steps = max(new_tokens) - 1
     attended = sum((n - 1) * prompt_tokens + (n - 1) * n // 2 for n in new_tokens)
-    return steps * weight_bytes(config, dtype, quantization) + cache_bytes(config, dtype, attended)
+    return steps * weight_bytes(config, dtype, quantization, device) + cache_bytes(config, dtype, attended)

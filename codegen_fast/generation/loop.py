@@ -3,18 +3,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..cache import PagedCache, Sequence
 from ..decoder import Decoder
-from ..sampling import Sampler
+from ..sampling import Sampling
+from ..stepping import SteppingBatch
+from ..workplace import workplace
 from .config import Settings
-
-
-# New tokens a row that the cache has room for from the start; it grows by copying when a batch runs longer.
-_FIRST_TOKENS = 64
 
 
 class TokenStream:
@@ -59,66 +56,35 @@ def run(decoder: Decoder, prompts: list[Tensor], steps: int, settings: Settings,
         sample_indices: list[int], stream: TokenStream) -> list[list[int]]:
     """The new tokens of every row, at most `steps` each, an eos token included.
 
-    prompts: LongTensors (n_i,). Row r is sample sample_indices[r] of prompt r // num_return_sequences and draws with
-    seeds[r]. A row that has given an eos token leaves the batch. However this ends, all pages are returned; nothing
-    outlives the call, so that several threads may run on one decoder.
+    prompts: LongTensors (n_i,) on the CPU. Row r is sample sample_indices[r] of prompt r // num_return_sequences and
+    draws with seeds[r]. A row that has given an eos token leaves the batch. However this ends, all pages are returned,
+    and no step is under way; several threads may run on one decoder.
     """
     samples = settings.num_return_sequences
     num_rows = len(prompts) * samples
-    eos = frozenset(settings.eos_token_ids)
     pad = settings.pad_token_id if settings.pad_token_id is not None else 0  # None: no row ends before the others
+    sampling = Sampling(settings.temperature, min(settings.top_k, decoder.config.vocab_size), settings.top_p,
+                        settings.eos_token_ids)
     generated: list[list[int]] = [[] for _ in range(num_rows)]
-
-    # Room for the prompts and the first pages of every row; most completions are shorter than what is asked for.
-    cache = decoder.new_cache()
-    first_pages = cache.pages_for(min(steps, _FIRST_TOKENS)) + 1  # and the page that a sample shares with its prompt
-    cache.grow_to(sum(cache.pages_for(len(prompt)) for prompt in prompts) + num_rows * first_pages)
-    held: list[Sequence] = []  # ours to release
-    batch = None
-    try:
-        held.extend(cache.new_sequence() for _ in prompts)
-        logits = decoder.prefill(cache, held, [prompt.to(decoder.device) for prompt in prompts]).logits
-        if samples > 1:
-            logits = _repeat(logits, samples)
-        sampler = Sampler(settings.temperature, min(settings.top_k, decoder.config.vocab_size), settings.top_p, seeds,
-                          sample_indices, decoder.device)
-        positions = torch.tensor([len(prompt) for prompt in prompts for _ in range(samples)], dtype=torch.int32,
-                                 device=decoder.device)
-        rows = list(range(num_rows))  # of the result, one for each row of the batch
-        for step in range(steps):
-            tokens = sampler.sample(logits, positions)
-            values = tokens.tolist()  # the step's one read by the host
-            for row, token in zip(rows, values):
-                generated[row].append(token)
-            stream.put_step(rows, values, num_rows, pad)
-            running = [i for i, token in enumerate(values) if token not in eos]
-            if not running or step + 1 == steps:
-                break
-            if batch is None:
-                held = _fork(cache, held, samples)
-                batch = decoder.start(cache, held, steps)
-                held = []  # the batch's now
-            if len(running) < len(rows):
-                batch.keep(running)
-                sampler.keep(running)
-                rows = [rows[i] for i in running]
-                kept = torch.tensor(running, device=decoder.device)
-                tokens, positions = tokens[kept], positions[kept]
-            logits = batch.step(tokens)
-            positions += 1
-    finally:
-        if batch is not None:
-            batch.close()
-        for sequence in held:
-            cache.release(sequence)
+    with workplace(decoder, [len(prompt) for prompt in prompts], samples, steps) as place:
+        held: list[Sequence] = []  # ours to release
+        batch = None
+        try:
+            held.extend(place.cache.new_sequence() for _ in prompts)
+            logits = decoder.prefill(place.cache, held, prompts).logits
+            held = _fork(place.cache, held, samples)
+            batch = SteppingBatch(decoder, place, held, sampling, seeds, sample_indices, steps)
+            held = []  # the batch's now
+            for rows, tokens in batch.tokens(logits):
+                for row, token in zip(rows, tokens):
+                    generated[row].append(token)
+                stream.put_step(rows, tokens, num_rows, pad)
+        finally:
+            if batch is not None:
+                batch.close()
+            for sequence in held:
+                place.cache.release(sequence)
     return generated
-
-
-def _repeat(logits: Tensor, samples: int) -> Tensor:
-    """Each row `samples` times. On a CPU by numpy: torch's pool would hang in a forked child."""
-    if logits.device.type == "cpu":
-        return torch.from_numpy(np.repeat(logits.numpy(), samples, axis=0))
-    return logits.repeat_interleave(samples, 0)
 
 
 def _fork(cache: PagedCache, sequences: list[Sequence], samples: int) -> list[Sequence]:

@@ -137,17 +137,20 @@ def _require_seed(value: Any) -> int:
 
 
 def require_memory(config: CodeGenConfig, dtype: torch.dtype, prompt_lens: list[int], samples: int,
-                   device: torch.device) -> None:
+                   device: torch.device, kept: int = 0) -> None:
     """OSError with both numbers if the rows of a call cannot even begin in the memory that is free.
 
     Counted are the prompts' cache, and of every row a first page of its own, its logits and what sampling works on.
+    kept: bytes that earlier calls have left for later ones; they count as free.
     """
     rows = len(prompt_lens) * samples
-    page = cache_bytes(config, dtype, ops.kv_page_size())
-    prompts = sum(-(-n // ops.kv_page_size()) for n in prompt_lens) * page
+    page_size = ops.kv_page_size(device.type)
+    page = cache_bytes(config, dtype, page_size)
+    prompts = sum(-(-n // page_size) for n in prompt_lens) * page
     each = page + 2 * 4 * config.vocab_size
-    needed = prompts + rows * each + ops.sample_workspace(rows, config.vocab_size)
+    needed = prompts + rows * each + ops.sample_workspace(rows, config.vocab_size, device.type)
     available = available_bytes(device)
+    available = None if available is None else available + kept
     if available is not None and needed > available:
         raise OSError(f"{rows} rows need {gigabytes(needed)} to begin with and {gigabytes(available)} are free: ask for "
                       f"at most {max(1, (available - prompts) // (2 * each))} rows at a time")

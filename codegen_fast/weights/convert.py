@@ -1,4 +1,4 @@
-"""Changes the type of loaded weights: what .half(), .bfloat16() and .float() do."""
+"""Changes the type of loaded weights, or the device they lie on: what .half(), .cuda() and .to() do."""
 
 from __future__ import annotations
 
@@ -8,33 +8,68 @@ import torch
 
 from .. import ops
 from ..config import CodeGenConfig
-from ..memory import available_bytes, gigabytes, model_bytes, packed_kind
-from .decoder_weights import DecoderWeights
+from ..memory import available_bytes, check_fits, gigabytes, model_bytes, packed_kind
+from .decoder_weights import DecoderWeights, LayerWeights
 from .loader import CHUNK_BYTES, all_finite
 
 
-def convert_weights(config: CodeGenConfig, weights: DecoderWeights, dtype: torch.dtype) -> DecoderWeights:
-    """Converts in place, one packed weight after another, each freed as it is replaced. Returns `weights`.
+def convert_weights(config: CodeGenConfig, weights: DecoderWeights, dtype: torch.dtype,
+                    device: torch.device | None = None) -> DecoderWeights:
+    """The weights in another type, on another device (None: their own), or both.
 
-    int8 products stay int8; then only the embedding changes. An interrupted conversion leaves a usable model, some
-    of whose layers have the new type. Raises ValueError, before anything is changed, if a value is beyond the range
-    of `dtype`; OSError if the wider model is larger than the free memory.
+    On their device they are converted in place, one packed weight after another, each freed as it is replaced, and an
+    interruption leaves a usable model, some of whose layers have the new type. Moved weights are new ones, and the old
+    stay as they are: what it takes beside them is a chunk of a tensor. int8 products stay int8, bit for bit.
+    Raises ValueError, before anything is changed, if a value is beyond the range of `dtype`; OSError if the new model
+    is larger than the free memory.
     """
-    if dtype == weights.dtype:
+    own_device = weights.embedding.device
+    moves = device is not None and device != own_device
+    if dtype == weights.dtype and not moves:
         return weights
-    _check_memory(config, weights, dtype)
+    if moves:
+        check_fits(config, dtype, weights.quantization, device=device, scratch=CHUNK_BYTES,
+                   where=f"moving the model to {device}")
+    else:
+        _check_memory(config, weights, dtype)
     ops.set_num_threads(torch.get_num_threads())
     if torch.finfo(dtype).max < torch.finfo(weights.dtype).max:
         _check_range(weights, dtype)
+    if moves:
+        return _moved(weights, dtype, device)
     if weights.quantization is None:
         kind = packed_kind(dtype, None)
         for layer in weights.layers:
-            layer.w_in = _repack(layer.w_in, kind, weights.embedding.device)
-            layer.w_out = _repack(layer.w_out, kind, weights.embedding.device)
-        weights.lm_head = _repack(weights.lm_head, kind, weights.embedding.device)
+            layer.w_in = _repack(layer.w_in, kind, own_device)
+            layer.w_out = _repack(layer.w_out, kind, own_device)
+        weights.lm_head = _repack(weights.lm_head, kind, own_device)
     weights.embedding = weights.embedding.to(dtype)
     weights.dtype = dtype
     return weights
+
+
+def _moved(weights: DecoderWeights, dtype: torch.dtype, device: torch.device) -> DecoderWeights:
+    kind = packed_kind(dtype, weights.quantization)
+
+    def norm(old: ops.Norm) -> ops.Norm:
+        return ops.Norm(old.weight.to(device), old.bias.to(device), old.eps)
+
+    embedding = torch.empty(weights.embedding.shape, dtype=dtype, device=device)
+    for old, new in zip(_float_chunks(weights.embedding), _float_chunks(embedding), strict=True):
+        new.copy_(old.to(dtype))
+    return DecoderWeights(
+        embedding=embedding,
+        layers=[
+            LayerWeights(norm=norm(layer.norm), w_in=_repack(layer.w_in, kind, device), bias_in=layer.bias_in.to(device),
+                         w_out=_repack(layer.w_out, kind, device), bias_out=layer.bias_out.to(device))
+            for layer in weights.layers
+        ],
+        final_norm=norm(weights.final_norm),
+        lm_head=_repack(weights.lm_head, kind, device),
+        lm_head_bias=weights.lm_head_bias.to(device),
+        dtype=dtype,
+        quantization=weights.quantization,
+    )
 
 
 def packed_rows(packed: ops.PackedWeight) -> Iterator[tuple[dict[str, int], int]]:
@@ -50,14 +85,18 @@ def _repack(packed: ops.PackedWeight, kind: str, device: torch.device) -> ops.Pa
     new = ops.new_packed_weight(kind, packed.sections, packed.segments, device)
     status = ops.new_pack_status(device)
     for place, n in packed_rows(packed):
-        ops.pack(new, ops.unpack(packed, n, torch.float32, **place), status, **place)
+        if kind == "int8":
+            values, scales = ops.unpack_quantized(packed, n, **place)
+            ops.pack_quantized(new, values.to(device), scales.to(device), **place)
+        else:
+            ops.pack(new, ops.unpack(packed, n, torch.float32, **place).to(device), status, **place)
     return new
 
 
 def _check_memory(config: CodeGenConfig, weights: DecoderWeights, dtype: torch.dtype) -> None:
     """The old model is there already: what must be free is the growth and the part that exists in both types."""
     largest = max(part.nbytes for part in (weights.layers[0].w_in, weights.layers[0].w_out, weights.lm_head))
-    growth = model_bytes(config, dtype, weights.quantization) - weights.nbytes()
+    growth = model_bytes(config, dtype, weights.quantization, weights.embedding.device) - weights.nbytes()
     needed = max(growth, 0) + largest * dtype.itemsize // weights.dtype.itemsize
     available = available_bytes(weights.embedding.device)
     if available is not None and needed > available:

@@ -1,6 +1,8 @@
 // The backends of an extension: which ops run for tensors on the CPU, and which for tensors on CUDA devices.
 #pragma once
 
+#include <memory>
+
 #include "../ops.h"
 
 namespace codegen_fast::bind {
@@ -14,10 +16,24 @@ namespace codegen_fast::bind {
   X(input_product_workspace) X(attention_workspace) X(output_product_workspace) X(lm_head_workspace)                 \
   X(sample_workspace)
 
+// Ops recorded once and run many times: cuda/graph.h says how.
+class Graph {
+ public:
+  virtual ~Graph() = default;
+  virtual void begin() = 0;
+  virtual void end() = 0;
+  virtual void abandon() noexcept = 0;
+  virtual void replay() = 0;  // on the device's current stream
+};
+
 struct Backend {
   const char* name;  // "cpu" or "cuda"
   // Calls body(context) with the device's surroundings in place (floating-point mode, current device, stream).
   void (*run)(Device device, void* context, void (*body)(void*));
+  // Whether everything that was given to the device's current stream is done; throws if any of it failed.
+  bool (*finished)(Device device);
+  // null: this backend records nothing.
+  std::unique_ptr<Graph> (*new_graph)(Device device);
 #define CODEGEN_FAST_MEMBER(op) decltype(&cpu::op) op;
   CODEGEN_FAST_FOR_EACH_OP(CODEGEN_FAST_MEMBER)
   CODEGEN_FAST_FOR_EACH_SIZE(CODEGEN_FAST_MEMBER)

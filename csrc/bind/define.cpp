@@ -54,7 +54,25 @@ void bind_operands(py::module_& m) {
   py::class_<BoundSamplingParams>(m, "SamplingParams", py::module_local())
       .def(py::init<py::object, py::object, py::object, py::object, py::object, py::object>(), py::arg("temperature"),
            py::arg("top_k"), py::arg("top_p"), py::arg("seed"), py::arg("sample_index"), py::arg("position"));
-  py::class_<BoundHostRing>(m, "HostRing", py::module_local()).def(py::init<py::object>(), py::arg("slots"));
+  py::class_<BoundHostRing>(m, "HostRing", py::module_local())
+      .def(py::init<py::object>(), py::arg("slots"))
+      .def_readonly("slots", &BoundHostRing::kept)
+      .def("wait", &BoundHostRing::wait, py::arg("number"), py::arg("on"), py::arg("seconds") = 1e9);
+}
+
+void bind_graphs(py::module_& m) {
+  using Release = py::call_guard<py::gil_scoped_release>;
+  py::class_<Graph>(m, "Graph", py::module_local())
+      .def("begin", &Graph::begin)
+      .def("end", &Graph::end, Release())
+      .def("abandon", &Graph::abandon)
+      .def("replay", &Graph::replay, Release());
+  // For ops on the device of this tensor; None where its backend records nothing.
+  m.def("new_graph", [](py::handle on) -> std::unique_ptr<Graph> {
+    const Device device = view(on, "on").device;
+    const Backend& backend = g_backends.of(device.type, "on");
+    return backend.new_graph ? backend.new_graph(device) : nullptr;
+  }, py::arg("on"));
 }
 
 void bind_ops(py::module_& m) {
@@ -121,6 +139,7 @@ void define(py::module_& m, const Backends& backends) {
   m.def("bind_torch", &bind_torch, py::arg("tensor"), py::arg("parameter"), py::arg("capsule"));
   m.def("set_dry_run", [](bool on) { g_dry_run.store(on); }, py::arg("on"));
   bind_operands(m);
+  bind_graphs(m);
   bind_ops(m);
   bind_sizes(m);
 }

@@ -42,9 +42,19 @@ py::tuple cuda_devices() {
   return py::make_tuple(found, why_none);
 }
 
+// Why the kernels of this build cannot run on GPU number `device`; empty where they can. Wakes the GPU up.
+std::string why_unusable([[maybe_unused]] int device) {
+#ifdef CODEGEN_FAST_HAVE_CUDA
+  return cuda::why_unusable(device);
+#else
+  return std::string("built without CUDA: ") + CODEGEN_FAST_CUDA_BUILD;
+#endif
+}
+
 void bind_machine(py::module_& m) {
   m.def("build_info", &build_info);
   m.def("cuda_devices", &cuda_devices);
+  m.def("why_unusable", &why_unusable, py::arg("device"));
   m.def("cpu_isa", [] { return cpu::kernels().name; });
   m.def("force_isa", &cpu::force_isa, py::arg("name"));
   m.def("set_num_threads", &cpu::set_num_threads, py::arg("n"), py::call_guard<py::gil_scoped_release>());

@@ -1,5 +1,11 @@
 #include "operands.h"
 
+#include <atomic>
+#include <chrono>
+#include <thread>
+
+#include "backend.h"
+
 namespace codegen_fast::bind {
 
 PackedWeight weight_shape(const std::string& kind, const std::vector<int64_t>& sections,
@@ -68,5 +74,47 @@ BoundSamplingParams::BoundSamplingParams(py::object temperature, py::object top_
 }
 
 BoundHostRing::BoundHostRing(py::object slots) : kept(std::move(slots)) { ring.slots = view(kept, "slots"); }
+
+bool BoundHostRing::wait(int64_t number, py::handle on, double seconds) const {
+  using Clock = std::chrono::steady_clock;
+  using namespace std::chrono_literals;
+  const TensorView& slots = ring.slots;
+  check_dtype(slots, {DType::i64});
+  check_shape(slots, {-1, -1});
+  check_contiguous(slots);
+  if (slots.device.type != DeviceType::cpu || slots.numel() == 0)
+    throw ValueError("slots: expected memory of the host with at least one slot, got shape " + shape_string(slots));
+  if (number < 1) throw ValueError("number: expected at least 1, got " + std::to_string(number));
+  const Device device = view(on, "on").device;
+  const Backend& backend = g_backends.of(device.type, "on");
+
+  int64_t& written = slots.as<int64_t>()[(number - 1) % slots.shape[0] * slots.shape[1]];
+  auto arrived = [&] {
+    const int64_t n = std::atomic_ref<int64_t>(written).load(std::memory_order_acquire);
+    if (n > number) throw ValueError("number: the slot of step " + std::to_string(number) + " holds step " + std::to_string(n));
+    return n == number;
+  };
+  if (arrived()) return true;
+  py::gil_scoped_release release;
+  const Clock::time_point start = Clock::now();
+  Clock::time_point asked = start, signalled = start;
+  while (!arrived()) {
+    const Clock::time_point now = Clock::now();
+    if (now - start > std::chrono::duration<double>(seconds)) return false;
+    // A step takes 0.1 ms or much more, and the steps after it are enqueued: a late look costs nothing.
+    if (now - start > 50us) std::this_thread::sleep_for(20us);
+    if (now - asked > 1ms) {
+      asked = now;
+      if (backend.finished(device) && !arrived())
+        throw std::runtime_error("the device has finished its work, and step " + std::to_string(number) + " was not in it");
+    }
+    if (now - signalled > 20ms) {
+      signalled = now;
+      py::gil_scoped_acquire acquire;
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    }
+  }
+  return true;
+}
 
 }  // namespace codegen_fast::bind

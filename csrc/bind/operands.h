@@ -48,6 +48,11 @@ struct BoundHostRing {
   py::object kept;
 
   explicit BoundHostRing(py::object slots);
+
+  // Waits until the slot of the step with this number (counted from 1) has been written, the GIL free meanwhile.
+  // `on`: any tensor of the device that writes it, on whose current stream the step was enqueued. False after `seconds`.
+  // Throws if the work on that stream failed or is done without that step, and what Ctrl-C makes Python raise.
+  bool wait(int64_t number, py::handle on, double seconds) const;
 };
 
 // A weight's sizes alone, to ask how much memory it will take.

@@ -96,6 +96,7 @@ TensorView view(py::handle object, const char* name) {
 }
 
 void* current_stream(Device device) {
+  if (device.type == DeviceType::cpu) return nullptr;
   void* stream = nullptr;
   if (!g_torch.api || !g_torch.api->current_work_stream ||
       g_torch.api->current_work_stream(dlpack::kCUDA, device.index, &stream) != 0)

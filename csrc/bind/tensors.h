@@ -16,7 +16,7 @@ void bind_torch(py::type tensor, py::type parameter, py::object capsule);
 // begins with `name` for anything the ops must not see.
 TensorView view(py::handle object, const char* name);
 
-// torch's current stream of a CUDA device (a cudaStream_t). Needs no GIL.
+// torch's current stream of a CUDA device (a cudaStream_t); null for the CPU, which has none. Needs no GIL.
 void* current_stream(Device device);
 
 }  // namespace codegen_fast::bind

@@ -1,8 +1,14 @@
 #include "devices.h"
 
-#include <cuda_runtime_api.h>
+#include <cuda_runtime.h>
 
 namespace codegen_fast::cuda {
+namespace {
+
+// Never launched: compiled as all kernels are, it tells whether a GPU can run them.
+__global__ void probe() {}
+
+}  // namespace
 
 Devices devices() {
   Devices d;
@@ -32,6 +38,25 @@ Devices devices() {
   }
   if (d.found.empty()) d.why_none = "no GPU";
   return d;
+}
+
+std::string why_unusable(int device) {
+  int before = 0;
+  cudaError_t error = cudaGetDevice(&before);
+  if (error == cudaSuccess) error = cudaSetDevice(device);
+  if (error == cudaSuccess) {
+    cudaFuncAttributes attributes;
+    error = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(probe));
+    cudaSetDevice(before);
+  }
+  if (error == cudaSuccess) return "";
+  cudaGetLastError();  // reported here
+  if (error != cudaErrorNoKernelImageForDevice && error != cudaErrorInvalidDeviceFunction) return cudaGetErrorString(error);
+  int major = 0, minor = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  return "this build has no kernels for compute capability " + std::to_string(major) + "." + std::to_string(minor) +
+         "; install it again on this machine";
 }
 
 }  // namespace codegen_fast::cuda

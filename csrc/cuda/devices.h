@@ -22,4 +22,7 @@ struct Devices {
 // Asks the driver; creates no context on any GPU.
 Devices devices();
 
+// One clause that says why the kernels of this build cannot run on a GPU; empty where they can. Makes a context on it.
+std::string why_unusable(int device);
+
 }  // namespace codegen_fast::cuda

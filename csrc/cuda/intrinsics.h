@@ -136,6 +136,11 @@ CODEGEN_FAST_DEVICE char* shared_memory() {
   extern __shared__ __align__(128) char dynamic_shared_memory[];
   return dynamic_shared_memory;
 }
+// The pointer, as a value that the compiler cannot work out again: it stays in a register.
+template <class T> CODEGEN_FAST_DEVICE T* in_register(T* p) {
+  asm volatile("" : "+l"(p));
+  return p;
+}
 CODEGEN_FAST_DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
 // 128 and 64 bits from or to aligned global or shared memory.
@@ -268,8 +273,9 @@ CODEGEN_FAST_DEVICE void mma16x8x32(int32_t d[4], const uint32_t a[4], const uin
 // ---- Programmatic dependent launch (sm_90 and later; nothing below) ----------------------------
 
 // Waits until the kernel before this one has finished and its writes are visible. Every thread block of every kernel
-// calls it before it reads or writes anything that another kernel writes, and before it exits: only then does waiting
-// for the kernel before mean waiting for all before it. Weights may be read earlier.
+// calls it before it reads or writes anything that another kernel of the chain writes, and before it exits: only then
+// does waiting for the kernel before mean waiting for all before it. Read earlier may be what no kernel of a chain
+// writes: weights, the batch (advance() changes it, but ends the chain), keys and values of earlier calls.
 CODEGEN_FAST_DEVICE void dependency_wait() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

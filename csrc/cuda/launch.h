@@ -24,8 +24,8 @@ struct DeviceLimits {
 const DeviceLimits& device_limits();
 
 // While it lives, ops of this thread run on this device and stream. With `chained`, kernels may start before the one
-// before them has finished (programmatic dependent launch): only for sequences of this backend's own ops that begin
-// with embed(), which waits for everything before it.
+// before them has finished (programmatic dependent launch, see dependency_wait()): only for sequences of this backend's
+// own ops that begin with embed(), which waits for everything before it, and end with lm_head() or advance().
 class StreamScope {
  public:
   StreamScope(int device, cudaStream_t stream, bool chained = false);

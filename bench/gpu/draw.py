@@ -1,0 +1,110 @@
+"""Plots from the JSON files of a GPU: tokens a second against peers and the limit, and the roofline of the kernels.
+
+    python -m bench.gpu.draw [FOLDER]    # writes gpu-<machine>-*.svg beside them; needs matplotlib
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench.gpu import results
+from bench.gpu.gates import OURS, chosen, latest, seconds
+
+MODELS = ("350M", "2B", "6B", "16B")
+INK, PAPER = "#24292f", "white"
+COLORS = {f"{OURS} float16": "#1a7f64", f"{OURS} int8": "#0b4f8a", "transformers eager": "#b0b7bf",
+          "transformers compiled": "#c2703d"}  # fmt: skip
+
+
+def series(row: dict[str, Any]) -> str | None:
+    """The bar that a row of a decode result belongs to."""
+    if row["engine"] == OURS:
+        return f"{OURS} {row['kind']}"
+    return next((name for name in COLORS if row["engine"].startswith(name) and name.startswith("transformers")), None)
+
+
+def tokens_a_second(found: list[dict[str, Any]], axes, batch: int = 1, context: int = 512) -> int:
+    """Bars of every model; a line over ours where reading the bytes alone would end. Returns how many bars."""
+    bars = 0
+    here = [(model, latest(found, f"decode-{model}")) for model in MODELS]
+    here = [(model, result) for model, result in here if result]
+    for x, (model, result) in enumerate(here):
+        best: dict[str, dict[str, Any]] = {}
+        for row in chosen(result["rows"], batch=batch, context=context):
+            name = series(row)
+            if name and (name not in best or seconds(row) < seconds(best[name])):
+                best[name] = row
+        for i, name in enumerate(COLORS):
+            if name not in best:
+                continue
+            row, at = best[name], x + (i - 1.5) * 0.2
+            rate = batch / seconds(row)
+            axes.bar(at, rate, 0.18, color=COLORS[name], label=name if name not in axes.get_legend_handles_labels()[1] else None)
+            axes.annotate(f"{rate:.0f}", (at, rate), ha="center", va="bottom", fontsize=7, color=INK)
+            if "nbytes" in row:
+                axes.hlines(batch * row["read_bandwidth"] / row["nbytes"], at - 0.09, at + 0.09, color=INK, lw=1.5,
+                            label="limit of reading" if bars == 0 else None)  # fmt: skip
+            bars += 1
+    axes.set_xticks(range(len(here)), [model for model, _ in here])
+    axes.set_yscale("log")
+    axes.set_ylabel(f"tokens a second, batch {batch}, context {context}")
+    axes.legend(frameon=False, fontsize=7)
+    return bars
+
+
+def roofline(result: dict[str, Any], axes) -> int:
+    """Every timed kernel of ours under the roofs that were measured beside it. Returns how many points."""
+    ceilings = result["ceilings"]
+    kernels = [row for row in chosen(result["rows"], engine=OURS) if row["operations"]]
+    intensity = [row["operations"] / row["nbytes"] for row in kernels]
+    if not kernels:
+        return 0
+    span = [min(intensity) / 2, max(intensity) * 2]
+    for name, style in (("float16", "-"), ("int8", "--")):
+        xs = sorted([*span, min(max(ceilings[name] / ceilings["read"], span[0]), span[1])])
+        axes.plot(xs, [min(x * ceilings["read"], ceilings[name]) / 1e12 for x in xs], style, color=INK, lw=1,
+                  label=f"roof, {name}")  # fmt: skip
+    for op, marker in (("input_product", "o"), ("output_product", "s"), ("lm_head", "^"), ("attention", "D")):
+        for kind in ("float16", "int8"):
+            some = [row for row in kernels if row["op"] == op and row["kind"] == kind]
+            axes.scatter([row["operations"] / row["nbytes"] for row in some],
+                         [row["operations"] / seconds(row) / 1e12 for row in some], s=14, marker=marker,
+                         color=COLORS[f"{OURS} {kind}"], label=f"{op}, {kind}" if some else None)  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("operations a byte")
+    axes.set_ylabel("TFLOP/s (int8: TOP/s)")
+    axes.legend(frameon=False, fontsize=6)
+    return len(kernels)
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else results.output_folder()
+    found = results.read(folder)
+    if not found:
+        raise SystemExit(f"no result of a GPU in {folder}: nothing is drawn")
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    for name in sorted({result["machine"]["name"] for result in found}):
+        of_machine = [result for result in found if result["machine"]["name"] == name]
+        micro = latest(of_machine, "micro")
+        for what, draw in (("tokens", lambda axes: tokens_a_second(of_machine, axes)),
+                           ("roofline", lambda axes: roofline(micro, axes) if micro else 0)):  # fmt: skip
+            figure, axes = pyplot.subplots(figsize=(7, 4), facecolor=PAPER)
+            axes.spines[["top", "right"]].set_visible(False)
+            if draw(axes):
+                dates = sorted({result["date"][:10] for result in of_machine})
+                axes.set_title(f"{name}, {', '.join(dates)}", fontsize=8, loc="left")
+                path = folder / f"gpu-{results.slug(name)}-{what}.svg"
+                figure.savefig(path, bbox_inches="tight")
+                print(path)
+            pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()

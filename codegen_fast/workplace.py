@@ -1,0 +1,276 @@
+"""Where a step of generation happens: a cache, fixed buffers, and the graphs recorded on them (floor 6).
+
+A step is embed -> layers -> lm_head -> sample -> advance: it takes every row's last token and leaves the next one, all
+on the device. Where the backend has graphs (CUDA), a step is recorded once for each number of rows and each bound of
+their lengths, and replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from . import ops, transfer
+from .cache import PagedCache
+from .decoder import Decoder, Scratch
+from .memory import available_bytes, cache_bytes
+
+_MAX_AHEAD = 8  # steps that are enqueued before their tokens are read
+_AHEAD_BYTES = 4 << 30  # of weights that those steps read: a millisecond of a fast GPU, and the host is late by less
+RING_SLOTS = 16
+_FIRST_TOKENS = 64  # new tokens a row that a cache has room for from the start, if not for all
+_SMALLEST_SEQ_LEN = 128
+_KEPT = 2  # workplaces that a decoder keeps for calls to come
+
+
+# ---- Sizes that steps are recorded for ---------------------------------------------------------
+
+
+def rows_bucket(rows: int) -> int:
+    """The number of rows that a recorded step has: 1, 2, 4 ... 64, then multiples of 64."""
+    return 1 << (rows - 1).bit_length() if rows <= 64 else -(-rows // 64) * 64
+
+
+def seq_len_bucket(length: int, n_positions: int) -> int:
+    """The upper bound of lengths that a step is told: a power of two from 128, at most the model's context."""
+    return min(max(_SMALLEST_SEQ_LEN, 1 << (length - 1).bit_length()), n_positions)
+
+
+# ---- Buffers -----------------------------------------------------------------------------------
+
+
+class _RowState:
+    """What every row of a step brings along, one array after another in one piece of memory: one copy moves it."""
+
+    _FIELDS = (("tokens", np.int64), ("seeds", np.int64), ("seq_lens", np.int32), ("remaining", np.int32),
+               ("sample_indices", np.int32), ("top_k", np.int32), ("temperature", np.float32),
+               ("top_p", np.float32))  # fmt: skip
+
+    def __init__(self, rows: int, eos_slots: int, device: torch.device) -> None:
+        fields = [(name, np.dtype(dtype), rows) for name, dtype in self._FIELDS]
+        fields.append(("eos", np.dtype(np.int64), eos_slots))
+        fields.sort(key=lambda field: -field[1].itemsize)  # so that all are aligned
+        nbytes = sum(dtype.itemsize * count for _, dtype, count in fields)
+        self._bytes = np.zeros(nbytes, dtype=np.uint8)
+        self._on_host = transfer.is_host(device)  # then both are one memory
+        self._on_device = (
+            torch.from_numpy(self._bytes) if self._on_host else torch.zeros(nbytes, dtype=torch.uint8, device=device)
+        )
+        self.host: dict[str, np.ndarray] = {}
+        self.device: dict[str, torch.Tensor] = {}
+        end = 0
+        for name, dtype, count in fields:
+            begin, end = end, end + dtype.itemsize * count
+            self.host[name] = self._bytes[begin:end].view(dtype)
+            torch_dtype = getattr(torch, dtype.name)
+            self.device[name] = self._on_device[begin:end].view(torch_dtype)
+
+    def upload(self) -> None:
+        """The device gets what the host's arrays hold; no step may be under way."""
+        if not self._on_host:
+            transfer.write(self._on_device, self._bytes)
+
+
+class _Buffers:
+    """Memory for the steps of up to ``rows`` rows of at most ``max_seq_len`` tokens."""
+
+    def __init__(self, decoder: Decoder, rows: int, max_seq_len: int, page_size: int) -> None:
+        config, device = decoder.config, decoder.device
+        self.scratch = Scratch(decoder, rows, rows, max_seq_len)
+        self.logits = torch.empty(rows, config.vocab_size, dtype=torch.float32, device=device)
+        self.sampled = torch.empty(rows, dtype=torch.int64, device=device)
+        self.sample_workspace = torch.empty(
+            ops.sample_workspace(rows, config.vocab_size, device.type), dtype=torch.uint8, device=device
+        )
+        self.page_table = torch.zeros(rows, -(-max_seq_len // page_size), dtype=torch.int32, device=device)
+        self.step = torch.zeros(1, dtype=torch.int64, device=device)  # steps so far, of all that used these buffers
+
+    def nbytes(self) -> int:
+        scratch = self.scratch
+        large = (scratch.x, scratch.q, scratch.act, scratch.workspace, self.logits, self.sample_workspace)
+        return sum(tensor.nbytes for tensor in large)
+
+
+class Step:
+    """A step of exactly ``rows`` rows: views of the buffers, the operands of the ops, and the graphs recorded."""
+
+    def __init__(self, decoder: Decoder, buffers: _Buffers, rows: int, eos_slots: int) -> None:
+        device, scratch = decoder.device, buffers.scratch
+        self.rows = rows
+        self.state = _RowState(rows, eos_slots, device)
+        self.page_table = buffers.page_table[:rows]
+        self.logits = buffers.logits[:rows]
+        self.ring = ops.new_host_ring(RING_SLOTS, rows, device)
+        self.slots = self.ring.slots.numpy()
+        self._x, self._q, self._act = scratch.x[:rows], scratch.q[:rows], scratch.act[:rows]
+        self._workspace, self._sample_workspace = scratch.workspace, buffers.sample_workspace
+        self._sampled, self._count = buffers.sampled[:rows], buffers.step
+        self._starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
+        self._rows = torch.arange(rows, dtype=torch.int32, device=device)
+        own = self.state.device
+        self._tokens, self._seq_lens, self._remaining, self._eos = (
+            own[name] for name in ("tokens", "seq_lens", "remaining", "eos")
+        )
+        # The token that is sampled after a row's first n tokens has position n.
+        self._params = ops.SamplingParams(
+            own["temperature"], own["top_k"], own["top_p"], own["seeds"], own["sample_indices"], self._seq_lens
+        )
+        self._batches: dict[int, ops.Batch] = {}
+        self._graphs: dict[int, ops.Graph] = {}
+
+    def forget_graphs(self) -> None:
+        self._graphs.clear()
+
+    def run(self, decoder: Decoder, cache: PagedCache, max_seq_len: int) -> None:
+        """Enqueues a step of sequences that have at most ``max_seq_len`` tokens with their new ones."""
+        graph = self._graphs.get(max_seq_len)
+        if graph is not None:
+            graph.replay()
+        else:
+            self._compute(decoder, cache, max_seq_len)
+
+    def is_recorded(self, max_seq_len: int) -> bool:
+        return max_seq_len in self._graphs
+
+    def record(self, decoder: Decoder, cache: PagedCache, max_seq_len: int) -> None:
+        """From now on ``run`` replays a graph for this length."""
+        graph = ops.new_graph(self._count)
+        with ops.recorded(graph):
+            self._compute(decoder, cache, max_seq_len)
+        self._graphs[max_seq_len] = graph
+
+    def finish(self) -> None:
+        """The end of a step: every row's next token from ``logits``."""
+        ops.sample(self._sampled, self.logits, self._params, self._sample_workspace)
+        ops.advance(self._tokens, self._seq_lens, self._remaining, self._count, self.ring, self._sampled, self._eos)
+
+    def _compute(self, decoder: Decoder, cache: PagedCache, max_seq_len: int) -> None:
+        batch = self._batches.get(max_seq_len)
+        if batch is None:
+            batch = ops.Batch(self._starts, self._seq_lens, self.page_table, self.rows, max_seq_len)
+            self._batches[max_seq_len] = batch
+        ops.embed(self._x, self._tokens, decoder.weights.embedding)
+        decoder.run_layers(self._x, self._q, self._act, cache, batch, True, self._workspace)
+        decoder.run_lm_head(self.logits, self._x, self._rows, True, self._workspace)
+        self.finish()
+
+
+# ---- Workplaces --------------------------------------------------------------------------------
+
+
+class Workplace:
+    """A cache and the buffers of one call of generation at a time, and what was recorded on them."""
+
+    def __init__(self, decoder: Decoder, rows: int, max_seq_len: int) -> None:
+        self.cache = decoder.new_cache()
+        self.rows = rows
+        self.max_seq_len = max_seq_len
+        self.number = 0  # of the last step that was enqueued, as `step` on the device counts
+        self.is_broken = False  # the device has failed: not to be used again
+        self.has_graphs = decoder.backend == "cuda"
+        self.ahead = 1
+        if self.has_graphs:
+            self.ahead = max(2, min(_MAX_AHEAD, _AHEAD_BYTES // decoder.weights.nbytes()))
+        self._buffers = _Buffers(decoder, rows, max_seq_len, self.cache.page_size)
+        self._recorded_pages = self.cache.num_pages  # a cache that has grown lies elsewhere
+        self._steps: dict[tuple[int, int], Step] = {}
+
+    def nbytes(self) -> int:
+        return self.cache.storage.nbytes + self._buffers.nbytes()
+
+    def bucket(self, rows: int) -> int:
+        return rows_bucket(rows) if self.has_graphs else rows
+
+    def step(self, decoder: Decoder, rows: int, eos_slots: int) -> Step:
+        """The step of exactly this many rows."""
+        step = self._steps.get((rows, eos_slots))
+        if step is None:
+            step = Step(decoder, self._buffers, rows, eos_slots)
+            if self.has_graphs:
+                # Once with every row idle, unrecorded: kernels are loaded, and errors show, outside a recording.
+                self.number += 1
+                step.run(decoder, self.cache, self.max_seq_len)
+            self._steps[rows, eos_slots] = step
+        return step
+
+    def run(self, decoder: Decoder, step: Step, length: int) -> None:
+        """Enqueues a step after which no sequence has more than ``length`` tokens in the cache."""
+        bound = seq_len_bucket(length, self.max_seq_len)
+        if not self.has_graphs:
+            ops.set_num_threads(torch.get_num_threads())
+        else:
+            if self.cache.num_pages != self._recorded_pages:
+                for other in self._steps.values():
+                    other.forget_graphs()
+                self._recorded_pages = self.cache.num_pages
+            if not step.is_recorded(bound):
+                step.record(decoder, self.cache, bound)
+        self.number += 1  # first: an interruption in between must not leave a step that nobody knows of
+        step.run(decoder, self.cache, bound)
+
+    def finish(self, step: Step) -> None:
+        self.number += 1
+        step.finish()
+
+
+@contextmanager
+def workplace(decoder: Decoder, prompt_lens: list[int], samples: int, steps: int) -> Iterator[Workplace]:
+    """A workplace for the block, its cache with room for what is to come.
+
+    On CUDA it is kept for later calls, unless the block ends with an exception or it takes too much memory.
+    """
+    rows, longest = len(prompt_lens) * samples, max(prompt_lens) + steps
+    if decoder.backend != "cuda":
+        place = Workplace(decoder, rows, longest)
+        _make_room(decoder, place.cache, prompt_lens, samples, steps)
+        yield place
+        return
+    with decoder.kept_lock:
+        fitting = [place for place in decoder.kept if place.rows >= rows]
+        place = min(fitting, key=lambda place: place.rows, default=None)
+        if place is not None:
+            decoder.kept.remove(place)
+    room = (prompt_lens, samples, steps)
+    spare = place is not None or len(decoder.kept) > 0
+    try:
+        place = place or Workplace(decoder, rows_bucket(rows), decoder.config.n_positions)
+        _make_room(decoder, place.cache, *room)
+    except (OSError, torch.OutOfMemoryError):
+        if not spare:
+            raise
+        place = None
+    if place is None:  # once more, in the memory of what nobody uses
+        decoder.kept.clear()
+        place = Workplace(decoder, rows_bucket(rows), decoder.config.n_positions)
+        _make_room(decoder, place.cache, *room)
+    yield place
+    if not place.is_broken and place.nbytes() <= _kept_bytes(decoder.device):
+        with decoder.kept_lock:
+            decoder.kept = [place, *decoder.kept][:_KEPT]
+
+
+def _make_room(decoder: Decoder, cache: PagedCache, prompt_lens: list[int], samples: int, steps: int) -> None:
+    """Pages for the prompts and the first new tokens of every row; on a GPU for all, if there is much more memory.
+
+    Most completions are shorter than what is asked for, and a system's memory is taken when it is written. A GPU's is
+    taken at once, but growing there costs a copy and new recordings.
+    """
+    prompts = sum(cache.pages_for(n) for n in prompt_lens)
+    rows = len(prompt_lens) * samples
+    first, whole = (
+        # One page more for the one that a sample shares with its prompt, one because pages are taken ahead.
+        prompts + rows * (cache.pages_for(n) + 2) for n in (min(steps, _FIRST_TOKENS), steps)
+    )
+    pages = first
+    if decoder.device.type == "cuda" and cache.num_pages < whole:
+        page = cache_bytes(decoder.config, cache.storage.dtype, cache.page_size)
+        pages = whole if 2 * whole * page <= available_bytes(decoder.device) else first
+    cache.grow_to(pages)
+
+
+def _kept_bytes(device: torch.device) -> int:
+    """What a workplace may take that nobody uses."""
+    return torch.cuda.get_device_properties(device).total_memory // 8 if device.type == "cuda" else 1 << 30

@@ -1,0 +1,70 @@
+// How the decode product divides tokens into launches and lays out shared memory. Host code.
+#pragma once
+
+#include "layout.h"
+
+namespace codegen_fast::cuda {
+
+constexpr int kStripes = 8;             // product warps of a block
+constexpr int kChunkBytes = kChunk * 2; // of a row of activations
+constexpr int kTileTokens = 16;         // of a tile of the tensor cores, and of a buffer of sums
+constexpr int kSumsBarriers = 4;        // at the beginning of shared memory; the rings' come behind them
+constexpr int kPlaceBytes = 8;          // where a token stands
+constexpr int kScratchBytes = 64;       // of LayerNorm
+constexpr int kNormalizedTokens = 2;    // up to so many, every block normalises the rows itself
+
+// What a kernel is built for: its tokens, and whether activations may be streamed.
+enum class DecodeMode {
+  resident,  // 8 tokens, rows in shared memory as a whole
+  few,       // 8 tokens
+  some,      // 16
+  many,      // 64
+};
+
+// What follows from it, and from whether sums of two segments are kept apart (`split`).
+struct DecodeShape {
+  bool may_stream;
+  int tokens;
+  int tiles;           // of up to 16 tokens
+  int panels;          // of a group
+  int stages;          // streamed chunks of activations that a warp holds
+  int epilogue_warps;
+  int blocks;          // that a multiprocessor should be able to hold
+
+  CODEGEN_FAST_BOTH constexpr DecodeShape(DecodeMode mode, bool split)
+      : may_stream(mode != DecodeMode::resident),
+        tokens(mode == DecodeMode::many ? 64 : mode == DecodeMode::some ? 16 : 8),
+        tiles(ceil_div(tokens, kTileTokens)),
+        panels(tokens == 8 || (tokens == 64 && split) ? 2 : 4),
+        stages(tokens == 64 ? 2 : 4),
+        epilogue_warps(tokens == 8 ? 1 : 4),
+        blocks(tokens == 8 ? 2 : 1) {}
+  CODEGEN_FAST_BOTH constexpr int threads() const { return (kStripes + epilogue_warps) * 32; }
+};
+
+struct DecodePlan {
+  bool fits;      // at all
+  bool resident;
+  int chunks;     // of a panel
+  int64_t panel_bytes;
+  int piece;      // chunks of a panel in a slot of the ring
+  int slots;      // of a warp
+  int slot_bytes;
+  // byte offsets in shared memory: where tokens stand, LayerNorm's scratch, sums (two buffers), activations, ring
+  int table, scratch, sums, sums_bytes, activations, ring;
+  int shared_bytes;
+};
+DecodePlan plan_decode(const Weight& w, const DecodeShape& shape, int tokens);
+
+// Bytes of workspace that decode_product needs.
+int64_t decode_workspace(int64_t tokens, const PackedWeight& w);
+// Rows of activations as the kernel copies them: 16-byte aligned, segments padded; the stride in elements.
+struct DecodeRows {
+  const void* data;
+  int64_t stride;
+};
+// Those of x that `index` names (null: all), normalised if there is a norm; made in the workspace unless x's own do.
+DecodeRows decode_rows(const TensorView& x, const TensorView* index, const Norm* norm, const PackedWeight& w,
+                       void* workspace);
+
+}  // namespace codegen_fast::cuda

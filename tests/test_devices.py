@@ -1,0 +1,246 @@
+"""Which device a model runs on, in which type, what moving it does, and the sentence for every reason why not."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from checkpoints import make_checkpoint, make_model
+from devices import CPU, CUDA, EMULATED, GPU, per_device
+
+import codegen_fast
+from codegen_fast import AutoModelForCausalLM, loading, memory, ops
+from codegen_fast.cache import PagedCache
+from codegen_fast.cli import info
+from codegen_fast.config import CodeGenConfig
+from codegen_fast.machine import Gpu, Machine
+from codegen_fast.weights import convert
+
+FOUND = {"name": "NVIDIA H200", "compute_capability": (9, 0), "memory_bytes": 141 << 30,
+         "memory_bytes_per_second": 4.8e12}  # fmt: skip
+IDS = torch.tensor([[5, 6, 7, 8]])
+best_device = loading._best_device  # as it is: for other tests conftest.py puts the CPU in its place
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Makes it look as if there were GPUs: gpus(number, what is patched)."""
+
+    def look(number=1, *, torch_cuda="13.0", torch_sees=True, why_unusable="", current=0):
+        monkeypatch.setattr(ops, "cuda_devices", lambda: ([FOUND] * number, "" if number else "no NVIDIA driver"))
+        monkeypatch.setattr(ops, "why_unusable", lambda index: why_unusable)
+        monkeypatch.setattr(torch.version, "cuda", torch_cuda)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: torch_sees)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+
+    return look
+
+
+# ---- Choosing ----------------------------------------------------------------------------------
+
+
+def test_auto_takes_a_gpu_where_one_can_be_used(gpus):
+    gpus(0)
+    assert best_device() == torch.device("cpu")
+    gpus(1)
+    assert best_device() == torch.device("cuda:0")
+    gpus(2, current=1)
+    assert best_device() == torch.device("cuda:1")
+    assert loading.choose_device("cpu", None) == torch.device("cpu")
+    assert loading.choose_device("auto", {"": 0}) == torch.device("cuda:0")
+
+
+def test_names_of_gpus(gpus):
+    gpus(2, current=1)
+    for given, index in (("cuda", 1), ("cuda:0", 0), ("cuda:1", 1), (0, 0), (torch.device("cuda:1"), 1)):
+        assert loading.parse_device(given) == torch.device("cuda", index)
+
+
+@pytest.mark.parametrize(("machine", "device", "reason"), [
+    (dict(number=0), "cuda", "no NVIDIA driver"),
+    (dict(number=1), "cuda:1", "this machine has cuda:0"),
+    (dict(number=3), 5, "this machine has cuda:0 to cuda:2"),
+    (dict(torch_cuda=None, torch_sees=False), "cuda", f"this torch ({torch.__version__}) was built without CUDA, install "
+                                                      "one with it"),
+    (dict(torch_sees=False), "cuda", f"torch {torch.__version__} (CUDA 13.0) finds no GPU, its driver may be too old"),
+    (dict(why_unusable="this build has no kernels for compute capability 7.5; install it again on this machine"), "cuda:0",
+     "this build has no kernels for compute capability 7.5; install it again on this machine"),
+])  # fmt: skip
+def test_a_gpu_that_cannot_be_used_says_why(gpus, machine, device, reason):
+    gpus(**machine)
+    with pytest.raises(ValueError) as caught:
+        loading.parse_device(device)
+    assert str(caught.value) == f"device={device!r} cannot be used: {reason}; use device='cpu'"
+
+
+@pytest.mark.parametrize("machine", [dict(torch_cuda=None, torch_sees=False), dict(why_unusable="out of order")])
+def test_auto_says_why_it_leaves_a_gpu_alone(gpus, machine):
+    gpus(**machine)
+    with pytest.warns(UserWarning, match=r"runs on the CPU, because the GPU \(NVIDIA H200\) cannot be used: .*device='cpu'"):
+        assert best_device() == torch.device("cpu")
+
+
+def test_without_the_cuda_part_the_reason_is_the_builds():
+    if ops.build_info()["cuda"].startswith("on "):
+        pytest.skip("built with CUDA")
+    assert ops.why_unusable(0).startswith("built without CUDA: off (")
+    with pytest.raises(ValueError, match=r"device='cuda' cannot be used: built without CUDA: off \(.*use device='cpu'"):
+        loading.parse_device("cuda")
+
+
+# ---- Types -------------------------------------------------------------------------------------
+
+
+@per_device((CPU,))
+def test_the_cpu_keeps_every_type(device):
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        assert loading.choose_model_dtype(None, dtype, device.memory) == dtype
+        assert loading.choose_model_dtype(dtype, torch.float16, device.memory) == dtype
+        assert ops.activation_dtype(dtype, device.memory) == torch.float32
+
+
+@per_device(CUDA)
+def test_cuda_computes_in_half_types(device):
+    for dtype in (torch.float16, torch.bfloat16):
+        assert loading.choose_model_dtype(None, dtype, device.memory) == dtype
+        assert loading.choose_model_dtype(dtype, torch.float32, device.memory) == dtype
+        assert ops.activation_dtype(dtype, device.memory) == dtype
+    with pytest.warns(UserWarning, match="is float32 and will run as float16"):
+        assert loading.choose_model_dtype(None, torch.float32, device.memory) == torch.float16
+    with pytest.raises(ValueError, match="torch.float16 or torch.bfloat16, or device='cpu'"):
+        loading.choose_model_dtype(torch.float32, torch.float16, device.memory)
+
+
+@per_device(CUDA)
+def test_a_float32_checkpoint_is_loaded_as_float16(device, tmp_path):
+    make_checkpoint(tmp_path)
+    with pytest.warns(UserWarning, match="is float32 and will run as float16"):
+        model = AutoModelForCausalLM.from_pretrained(tmp_path, device=device.memory)
+    assert model.dtype == torch.float16 and model.device.type == device.memory.type
+    with pytest.raises(ValueError, match="dtype=torch.float32 is not supported"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, device=device.memory, dtype=torch.float32)
+    with pytest.raises(ValueError, match="dtype=torch.float32 is not supported"):
+        model.float()
+    assert model.bfloat16().dtype == torch.bfloat16 and model(IDS).logits.isfinite().all()
+    if device is EMULATED:  # else a model in CPU memory belongs on the CPU
+        with pytest.warns(UserWarning, match="will run as float16"):
+            assert codegen_fast.accelerate(make_model()).dtype == torch.float16
+
+
+# ---- Memory ------------------------------------------------------------------------------------
+
+CONFIG = dict(model_type="codegen", vocab_size=100, n_positions=64, n_embd=64, n_head=4, n_layer=2, rotary_dim=8)
+
+
+def test_free_memory_of_a_gpu_counts_what_torch_holds_unused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 5000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 700)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 400)
+    assert memory.available_bytes("cuda:0") == 1300
+
+
+def test_too_small_a_gpu_is_refused_before_loading(monkeypatch):
+    config = CodeGenConfig.from_dict(CONFIG)
+    monkeypatch.setattr(ops, "packed_weight_nbytes", lambda kind, sections, segments, device: 10**9)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 10**9)
+    with pytest.raises(OSError) as caught:
+        memory.check_fits(config, torch.float16, None, device=torch.device("cuda:0"), scratch=0, where="folder x")
+    assert str(caught.value) == ("folder x needs 5.00 GB of the memory of cuda:0 as float16 and 1.00 GB are free; "
+                                 "device='cpu' takes the machine's memory instead")  # fmt: skip
+
+
+def test_a_cache_that_does_not_fit(monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    cache = PagedCache(2, 64, torch.float32)
+    sequence = cache.new_sequence()
+    monkeypatch.setattr(torch, "empty", full)
+    with pytest.raises(OSError, match="cache of .* does not fit the memory of cpu: ask for fewer rows or tokens"):
+        cache.reserve([sequence], [1000])
+    assert cache.pages_in_use == 0
+
+
+# ---- Moving ------------------------------------------------------------------------------------
+
+
+@per_device((CPU, EMULATED), quantization=(None, "int8"))
+def test_moved_weights_are_the_same(device, quantization):
+    """To the same memory: two kinds of it are on a GPU's machine only."""
+    own = torch.float32 if device is CPU else torch.bfloat16
+    model = codegen_fast.accelerate(make_model(dtype=own), quantization=quantization)
+    weights = model._decoder.weights
+    moved = convert._moved(weights, own, torch.device("cpu"))
+    assert torch.equal(moved.embedding, weights.embedding) and moved.nbytes() == weights.nbytes()
+    assert (moved.dtype, moved.quantization) == (own, quantization)
+    expected = model(IDS).logits
+    model._decoder = codegen_fast.decoder.Decoder(model.config, moved, torch.device("cpu"))
+    assert torch.equal(model(IDS).logits, expected)
+
+
+@per_device((GPU,), quantization=(None, "int8"))
+def test_to_a_gpu_and_back(device, quantization, tmp_path):
+    model = codegen_fast.accelerate(make_model(dtype=torch.float16), quantization=quantization)
+    logits = model(IDS).logits
+    saved = {"before": tmp_path / "before", "on": tmp_path / "on"}
+    model.save_pretrained(saved["before"])
+    assert model.cuda() is model and model.device.type == "cuda"
+    on_gpu = model(IDS.cuda()).logits
+    assert on_gpu.device == model.device and (on_gpu.cpu() - logits).norm() <= 0.02 * logits.norm()
+    with pytest.raises(OSError, match="needs"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "available_bytes", lambda device: 1000)
+        model.to("cpu")
+    model.save_pretrained(saved["on"])
+    for name in ("model.safetensors", "config.json"):
+        assert (saved["before"] / name).read_bytes() == (saved["on"] / name).read_bytes()
+    assert torch.equal(model.cpu()(IDS).logits, logits)
+    with pytest.warns(UserWarning, match="float16"):
+        assert model.float().to("cuda").dtype == torch.float16
+
+
+@per_device((GPU,))
+def test_ids_may_lie_anywhere(device, tmp_path):
+    make_checkpoint(tmp_path, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, device="cuda")
+    assert model.device == torch.device("cuda", torch.cuda.current_device())
+    expected = model.generate(IDS, max_new_tokens=5)
+    assert expected.device == model.device
+    assert torch.equal(model.generate(IDS.cuda(), torch.ones_like(IDS).cuda(), max_new_tokens=5), expected)
+    first, second = (model(ids, labels=ids).loss for ids in (IDS, IDS.cuda()))
+    assert first.device == model.device and torch.equal(first, second)
+    past = model(IDS[:, :2]).past_key_values
+    assert model(IDS[:, 2:].cuda(), past_key_values=past).logits.device == model.device
+    with torch.cuda.stream(torch.cuda.Stream()):
+        assert torch.equal(model.generate(IDS, max_new_tokens=5), expected)
+
+
+# ---- What the command line says ----------------------------------------------------------------
+
+
+def machine_with_a_gpu() -> Machine:
+    return Machine(cpu_name="CPU", cores=2, isa="avx2", isas=("avx2",), threads=2, cache_bytes=1 << 40,
+                   memory_bytes=1 << 40, available_bytes=1 << 40, gpus=(Gpu(**FOUND),), why_no_gpu="")  # fmt: skip
+
+
+def test_info_predicts_what_the_gpu_allows(monkeypatch):
+    config = CodeGenConfig.from_dict(CONFIG)
+    real = ops.packed_weight_nbytes
+    monkeypatch.setattr(ops, "packed_weight_nbytes", lambda kind, sections, segments, device: real(kind, sections, segments))
+    monkeypatch.setattr(info, "available_bytes", lambda device: 100_000)
+    lines = list(info.model_lines("x", config, machine_with_a_gpu(), 1e9, torch.device("cuda:0")))
+    assert "runs on      cuda:0, NVIDIA H200; on the CPU with device='cpu'" in lines
+    table = {line.split()[0]: line for line in lines[-3:]}
+    assert list(table) == ["float16", "bfloat16", "int8"]
+    read = memory.model_bytes(config, torch.float16) - 2 * 100 * 64
+    assert f" {4.8e12 / read:.0f}" in table["float16"] and all("does not fit" in line for line in table.values())
+
+
+def test_info_names_a_gpu_that_cannot_be_used(gpus):
+    gpus(why_unusable="out of order")
+    lines = list(info.machine_lines(machine_with_a_gpu(), 1e9))
+    assert lines[-1].startswith("gpu          NVIDIA H200, compute capability 9.0, ")
+    assert lines[-1].endswith("4800 GB/s (by its data sheet); cannot be used: out of order")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert loading.why_unusable(0) == "out of order"
