@@ -27,8 +27,8 @@ CUDA_PREFILL_CHUNK = 2048
 
 @dataclass
 class PrefillOutput:
-    """Logits (B, V) of the last tokens or (T, V) of all, float32; hidden states: n_layer + 1 tensors (T, d) as activations
-    are."""
+    """Logits (B, V) of the last tokens or (T, V) of all, float32; hidden states: n_layer + 1 tensors (T, d) of the type
+    of activations."""
 
     logits: torch.Tensor | None
     hidden_states: list[torch.Tensor] | None

@@ -176,8 +176,8 @@ def choose_model_dtype(dtype: torch.dtype | None, stored: torch.dtype, device: t
     if ops.backend(device) != "cuda":
         return dtype or stored
     if dtype == torch.float32:
-        raise ValueError(f"dtype=torch.float32 is not supported on {device}: use dtype=torch.float16 or torch.bfloat16, "
-                         "or device='cpu'")
+        raise ValueError(f"dtype=torch.float32 is not supported on {device}: use dtype=torch.float16 or "
+                         "torch.bfloat16, or device='cpu'")
     if dtype is None and stored == torch.float32:
         warnings.warn(f"the model is float32 and will run as float16 on {device}: pass dtype=torch.float16 (or "
                       "torch.bfloat16) if that is meant, or device='cpu' to keep float32", UserWarning, stacklevel=3)

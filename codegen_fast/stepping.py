@@ -56,7 +56,7 @@ class SteppingBatch:
         self._eos_slots = max(_EOS_SLOTS, 1 << max(0, len(sampling.eos) - 1).bit_length())
 
     def tokens(self, logits: torch.Tensor) -> Iterator[tuple[list[int], list[int]]]:
-        """(rows, tokens) of every step: tokens[i] is the new token of row rows[i]; rows that ended before are not there.
+        """(rows, tokens) of every step: tokens[i] is the new token of row rows[i]; rows that ended before are left out.
 
         logits (N, V): what follows the sequences; each row is that of as many sequences, one after another.
         Raises ValueError if a row's logits allow no token.
@@ -84,7 +84,8 @@ class SteppingBatch:
         self._arrange()
         target = self._step.logits[: len(self._rows)].view(len(logits), -1, logits.shape[1])
         if transfer.is_host(target.device):
-            np.copyto(target.numpy(), logits.numpy()[:, None])  # on this thread: torch's pool would hang in a forked child
+            # On this thread: torch's pool would hang in a forked child.
+            np.copyto(target.numpy(), logits.numpy()[:, None])
         else:
             target.copy_(logits[:, None])
         self._place.finish(self._step)
@@ -161,8 +162,8 @@ class SteppingBatch:
             if token < 0:
                 wider = "torch.bfloat16" if self._decoder.backend == "cuda" else "torch.float32 or torch.bfloat16"
                 raise ValueError(
-                    f"logits: row {row.index} holds NaN or no finite value, so no token can be chosen; the weights or the "
-                    f"type they were converted to overflow (try dtype={wider})"
+                    f"logits: row {row.index} holds NaN or no finite value, so no token can be chosen; the weights or "
+                    f"the type they were converted to overflow (try dtype={wider})"
                 )
             rows.append(row.index)
             tokens.append(token)

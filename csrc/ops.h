@@ -156,7 +156,8 @@ struct SamplingParams {       // one entry a row of logits
   int64_t input_product_workspace(int64_t num_tokens, const PackedWeight& w_in);                                      \
                                                                                                                       \
   /* act[t, :d] = softmax(q[t] . k[j] / sqrt(D) over j = 0 .. position(t)) v, per head, of the token's own sequence.  \
-     Cut into splits of a fixed number of keys, counted from position 0 and combined in order. */                     \
+     Cut into splits of a fixed number of keys, counted from position 0, that go to a fixed number of sums,           \
+     which are combined in a fixed order. */                                                                          \
   void attention(TensorView& act, const TensorView& q, const KVCache& cache, int64_t n_head, const Batch& batch,      \
                  Phase phase, TensorView& workspace);                                                                 \
   int64_t attention_workspace(int64_t num_tokens, int64_t n_head, int64_t head_dim, int64_t max_seq_len);             \

@@ -11,6 +11,7 @@ import calls
 import numpy as np
 import pytest
 import torch
+from devices import CPU
 from fences import Fenced, Scratch, bits
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -54,7 +55,7 @@ def test_parameters_without_grad_are_taken():
     x = torch.nn.Parameter(torch.randn(2, 16), requires_grad=False)
     out = torch.empty(2, 16)
     ops.layer_norm(out, x, norm())
-    assert torch.equal(bits(out), bits(calls.layer_norm(x.data, (torch.ones(16), torch.zeros(16), 1e-5))))
+    assert torch.equal(bits(out), bits(calls.layer_norm(CPU, x.data, (torch.ones(16), torch.zeros(16), 1e-5))))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bool, torch.int16, torch.uint16, torch.float8_e4m3fn], ids=str)
@@ -115,7 +116,7 @@ def test_tensors_of_other_devices_are_refused():
 
 def test_empty_tensors_have_no_memory_and_are_taken():
     assert torch.empty(0, 16).data_ptr() == 0
-    assert calls.layer_norm(torch.empty(0, 16), (torch.ones(16), torch.zeros(16), 1e-5)).shape == (0, 16)
+    assert calls.layer_norm(CPU, torch.empty(0, 16), (torch.ones(16), torch.zeros(16), 1e-5)).shape == (0, 16)
     ops.embed(torch.empty(0, 16), torch.empty(0, dtype=torch.int64), torch.zeros(5, 16))
     # A vocabulary of nothing has no row to give.
     x = torch.zeros(1, 16)
@@ -138,7 +139,7 @@ def test_unknown_and_missing_arguments():
 def test_operands_keep_their_tensors_alive():
     x = torch.randn(3, 16)
     bound = ops.Norm(torch.full((16,), 2.0), torch.full((16,), 0.5), 1e-5)
-    expected = calls.layer_norm(x, (torch.full((16,), 2.0), torch.full((16,), 0.5), 1e-5))
+    expected = calls.layer_norm(CPU, x, (torch.full((16,), 2.0), torch.full((16,), 0.5), 1e-5))
     gc.collect()
     rubbish = [torch.full((16,), float("nan")) for _ in range(200)]  # takes the place of anything that was freed
     out = torch.empty(3, 16)
@@ -156,7 +157,7 @@ def test_an_error_writes_nothing_and_leaves_nothing_behind():
     assert out.tensor.isnan().all()
     x = torch.randn(2, 16)
     ops.layer_norm(out.tensor, x, norm())
-    assert torch.equal(out.check(), calls.layer_norm(x, (torch.ones(16), torch.zeros(16), 1e-5)))
+    assert torch.equal(out.check(), calls.layer_norm(CPU, x, (torch.ones(16), torch.zeros(16), 1e-5)))
 
 
 def test_references_are_given_back():
@@ -197,15 +198,15 @@ def test_other_python_threads_run_during_an_op():
 
 
 def test_several_python_threads_may_call_at_once():
-    w = calls.pack([[torch.randn(64, 48), torch.randn(64, 100)]], "float32")
+    w = calls.pack(CPU, [[torch.randn(64, 48), torch.randn(64, 100)]], "float32")
     acts = [torch.randn(5, 148) for _ in range(4)]
     bias, x = torch.zeros(64), torch.zeros(5, 64)
-    expected = [calls.output_product(x, act, w, bias, "decode") for act in acts]
+    expected = [calls.output_product(CPU, x, act, w, bias, "decode") for act in acts]
     failures = []
 
     def work(i):
         for _ in range(50):
-            if not torch.equal(calls.output_product(x, acts[i], w, bias, "decode"), expected[i]):
+            if not torch.equal(calls.output_product(CPU, x, acts[i], w, bias, "decode"), expected[i]):
                 failures.append(i)
 
     workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]

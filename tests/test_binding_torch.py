@@ -9,6 +9,7 @@ import sys
 import calls
 import pytest
 import torch
+from devices import CPU
 
 from codegen_fast import _C
 
@@ -52,7 +53,7 @@ def bind(api: ExchangeAPI, name: bytes = NAME) -> None:
 
 def check_that_ops_work() -> None:
     x = torch.randn(2, 16)
-    assert calls.layer_norm(x, (torch.ones(16), torch.zeros(16), 1e-5)).isfinite().all()
+    assert calls.layer_norm(CPU, x, (torch.ones(16), torch.zeros(16), 1e-5)).isfinite().all()
 
 
 def test_a_newer_api_is_searched_for_one_that_is_known(own_api):

@@ -1,10 +1,12 @@
 """The decoder as a whole: equal to transformers, and the same bits in any company."""
 
+import copy
 import time
 
 import pytest
 import torch
 from checkpoints import make_checkpoint, make_model
+from devices import CPU, CPUS, CUDA, GPU, Device, per_device
 
 import codegen_fast
 from codegen_fast import ops
@@ -27,8 +29,24 @@ def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
     return float((value.double() - reference.double()).norm() / reference.double().norm())
 
 
-def fast(hf_model, quantization=None):
-    return codegen_fast.accelerate(hf_model, quantization=quantization)
+def fast(hf_model, quantization=None, device: Device = CPU):
+    torch.set_num_threads(2)  # the decoder takes torch's number; a test that runs on a device begins with one
+    model = codegen_fast.accelerate(hf_model, quantization=quantization)
+    return model.to(device.memory) if device.memory.type == "cuda" else model
+
+
+def kinds(device: Device) -> list[tuple[torch.dtype, str | None]]:
+    """(dtype, quantization) of the models that a device takes."""
+    if device.backend == "cpu":
+        return KINDS
+    return [(types.act, "int8" if types.kind == "int8" else None) for types in device.types]
+
+
+def in_float32(narrow):
+    """A model with the narrow weights that computes in float32: what is left is the error of the arithmetic."""
+    wide = type(narrow)(narrow.config).eval()
+    wide.load_state_dict({k: v.float() for k, v in narrow.state_dict().items()})
+    return wide.float()
 
 
 @pytest.fixture(scope="module")
@@ -37,68 +55,132 @@ def small():
     return make_model(n_embd=128, n_head=8, rotary_dim=16, n_layer=3, vocab_size=199, n_positions=512, seed=3)
 
 
-@pytest.mark.parametrize("isa", ops.cpu_isas())
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_float32_logits_and_greedy_tokens_are_those_of_transformers(shape, isa):
+def in_type_of(device: Device, hf_model):
+    """A copy in the type that activations have on the device."""
+    return hf_model if device.backend == "cpu" else copy.deepcopy(hf_model).to(device.act)
+
+
+@per_device(CPUS, name=tuple(SHAPES))
+def test_float32_logits_and_greedy_tokens_are_those_of_transformers(device, name):
+    shape = SHAPES[name]
     hf = make_model(**shape)
     model = fast(hf)
     ids = torch.randint(3, shape["vocab_size"], (3, 11), generator=torch.Generator().manual_seed(1))
-    with ops.forced_isa(isa), torch.no_grad():
+    with torch.no_grad():
         assert relative_error(model(ids).logits, hf(ids).logits) <= 2e-5
         expected = hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False, pad_token_id=0)
         assert torch.equal(model.generate(ids, max_new_tokens=40, pad_token_id=0, attention_mask=torch.ones_like(ids)), expected)
 
 
-@pytest.mark.parametrize("isa", ops.cpu_isas())
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", SHAPES)
-def test_half_logits_err_no_more_than_transformers(name, dtype, isa):
+def wanted_half(device: Device, name: str, dtype: torch.dtype) -> bool:
+    return not device.emulated or list(SHAPES).index(name) % 2 == (dtype == torch.bfloat16)
+
+
+@per_device(name=tuple(SHAPES), dtype=(torch.float16, torch.bfloat16), where=wanted_half)
+def test_half_logits_err_no_more_than_transformers(device, name, dtype):
     shape = SHAPES[name]
     narrow = make_model(dtype=dtype, **shape)
-    # The reference has the narrow weights and computes in float32: what is left is the error of the arithmetic.
-    wide = type(narrow)(narrow.config).eval()
-    wide.load_state_dict({k: v.float() for k, v in narrow.state_dict().items()})
-    ids = torch.randint(3, shape["vocab_size"], (2, 40), generator=torch.Generator().manual_seed(2))
-    with ops.forced_isa(isa), torch.no_grad():
-        reference = wide.float()(ids).logits
+    tokens = 16 if device.emulated else 40
+    ids = torch.randint(3, shape["vocab_size"], (2, tokens), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        reference = in_float32(narrow)(ids).logits
         theirs = relative_error(narrow(ids).logits, reference)
-        assert relative_error(fast(narrow)(ids).logits, reference) <= 1.25 * theirs
+        assert relative_error(fast(narrow, device=device)(ids).logits.cpu(), reference) <= 1.25 * theirs
 
 
-def logits_of_steps(model, prompts, steps, threads):
+@per_device(CUDA, dtype=(torch.float16, torch.bfloat16))
+@torch.no_grad()
+def test_half_steps_err_no_more_than_transformers(device, dtype):
+    """The decode ops, fed with given tokens; and they agree with prefill as two computations in that type may."""
+    narrow = make_model(dtype=dtype, **SHAPES["head64"])
+    ids = torch.randint(3, 257, (1, 60), generator=torch.Generator().manual_seed(2))
+    reference = in_float32(narrow)(ids).logits[0]
+    theirs = relative_error(narrow(ids).logits[0, 29:], reference[29:])
+    model = fast(narrow, device=device)
+    steps = torch.stack(logits_of_steps(model, [(ids[0, :30], ids[0, 30:])], 30)[0])
+    assert relative_error(steps, reference[29:]) <= 1.25 * theirs
+    assert relative_error(steps, model(ids).logits[0, 29:].cpu()) <= 2.5 * theirs
+
+
+@per_device(CUDA, entered=False, dtype=(torch.float16, torch.bfloat16))
+@torch.no_grad()
+def test_cuda_and_the_cpu_agree(device, dtype):
+    """Logits within the type's bound (what each may be off from float32), and the same greedy tokens wherever the two
+    best logits are further apart than that."""
+    narrow = make_model(dtype=dtype, **SHAPES["head16"])
+    ids = torch.randint(3, 131, (2, 30), generator=torch.Generator().manual_seed(2))
+    reference, theirs = in_float32(narrow)(ids).logits, narrow(ids).logits
+    with CPU.running():
+        cpu = fast(narrow)(ids).logits
+    with device.running():
+        cuda = fast(narrow, device=device)(ids).logits.cpu()
+    assert float((cuda - cpu).norm()) <= 2.5 * float((theirs - reference).norm())
+    best = cpu.topk(2).values
+    clear = best[..., 0] - best[..., 1] > 2.5 * (theirs - reference).abs().max()
+    assert clear.sum() > 10
+    assert torch.equal(cuda.argmax(-1)[clear], cpu.argmax(-1)[clear])
+
+
+@per_device(CUDA, entered=False)
+@torch.no_grad()
+def test_int8_on_cuda_is_as_good_as_on_the_cpu(device):
+    """Weights quantised alike, activations on CUDA not at all or by row: about the error of int8 itself."""
+    hf = make_model(dtype=torch.float16, **SHAPES["head64"])
+    ids = torch.randint(3, 257, (1, 40), generator=torch.Generator().manual_seed(2))
+    reference = in_float32(hf)(ids).logits[0]
+    with CPU.running():
+        allowed = relative_error(fast(hf, "int8")(ids).logits[0], reference)
+    with device.running():
+        model = fast(hf, "int8", device)
+        whole = model(ids).logits[0].cpu()
+        steps = torch.stack(logits_of_steps(model, [(ids[0, :20], ids[0, 20:])], 20)[0])
+    assert relative_error(steps, reference[19:]) <= 1.25 * allowed  # w8a16
+    # A row's scale in place of a group's of 64 columns: its largest value is less than twice as large.
+    assert relative_error(whole, reference) <= 2 * allowed
+    assert relative_error(steps, whole[19:]) <= 3 * allowed
+
+
+def logits_of_steps(model, prompts, steps):
     """Logits after every prompt and after each of its steps, all prompts in one batch: [prompt][step] (V,)."""
-    torch.set_num_threads(threads)
     decoder = model._decoder
     cache = decoder.new_cache()
     sequences = [cache.new_sequence() for _ in prompts]
     logits = decoder.prefill(cache, sequences, [p for p, _ in prompts]).logits
-    collected = [[row.clone()] for row in logits]
+    collected = [[row.cpu().clone()] for row in logits]
     batch = decoder.start(cache, sequences, steps)
     for step in range(steps):
-        logits = batch.step(torch.tensor([int(forced[step]) for _, forced in prompts]))
+        logits = batch.step(torch.tensor([int(forced[step]) for _, forced in prompts], device=decoder.device))
         for own, row in zip(collected, logits, strict=True):
-            own.append(row.clone())
+            own.append(row.cpu().clone())
     batch.close()
     assert cache.pages_in_use == 0
     return collected
 
 
-@pytest.mark.parametrize("isa", ops.cpu_isas())
-@pytest.mark.parametrize(("dtype", "quantization"), KINDS, ids=KIND_IDS)
-def test_logits_are_the_same_bits_alone_in_a_batch_and_with_any_threads(small, dtype, quantization, isa):
+@per_device(kind=kinds)
+def test_logits_are_the_same_bits_alone_in_a_batch_and_in_any_surroundings(device, kind):
+    dtype, quantization = kind
     model = fast(make_model(n_embd=128, n_head=8, rotary_dim=16, n_layer=3, vocab_size=199, n_positions=512,
-                            seed=3, dtype=dtype), quantization)  # fmt: skip
+                            seed=3, dtype=dtype), quantization, device)  # fmt: skip
     generator = torch.Generator().manual_seed(7)
     # Ragged: shorter than a page, at its end, across the 256 keys of an attention split, longer than a chunk's rest.
+    lengths, steps = (1, 15, 16, 33, 250, 300, 130), 20
+    if device.emulated:
+        lengths, steps = (1, 31, 32, 70), 3
     prompts = [(torch.randint(3, 199, (n,), generator=generator), torch.randint(3, 199, (20,), generator=generator))
-               for n in (1, 15, 16, 33, 250, 300, 130)]  # fmt: skip
-    with ops.forced_isa(isa):
-        together = logits_of_steps(model, prompts, 20, threads=2)
-        together_one_thread = logits_of_steps(model, prompts, 20, threads=1)
-        for i, prompt in enumerate(prompts):
-            alone = logits_of_steps(model, [prompt], 20, threads=1 + i % 2)[0]
-            for a, b, c in zip(alone, together[i], together_one_thread[i], strict=True):
-                assert torch.equal(a, b) and torch.equal(b, c)
+               for n in lengths]  # fmt: skip
+
+    def run(asked, variation):
+        if device.backend == "cpu":
+            torch.set_num_threads(2 - variation % 2)  # the decoder takes torch's number
+            return logits_of_steps(model, asked, steps)
+        with device.variations()[variation % 2]():
+            return logits_of_steps(model, asked, steps)
+
+    together, again = run(prompts, 0), run(prompts, 1)
+    for i, prompt in enumerate(prompts):
+        for a, b, c in zip(run([prompt], 1 + i)[0], together[i], again[i], strict=True):
+            assert torch.equal(a, b) and torch.equal(b, c)
 
 
 @pytest.mark.parametrize(("dtype", "quantization"), KINDS, ids=KIND_IDS)
@@ -106,16 +188,18 @@ def test_steps_agree_with_prefill(small, dtype, quantization):
     model = fast(small.to(dtype), quantization)
     ids = torch.randint(3, 199, (1, 90), generator=torch.Generator().manual_seed(4))
     whole = model(ids).logits[0]
-    stepwise = logits_of_steps(model, [(ids[0, :50], ids[0, 50:])], 40, threads=2)[0]
+    stepwise = logits_of_steps(model, [(ids[0, :50], ids[0, 50:])], 40)[0]
     assert relative_error(torch.stack(stepwise), whole[49:]) <= 2e-5
     small.float()
 
 
-def test_prefill_in_chunks_gives_the_same_bits(small, monkeypatch):
-    model = fast(small)
-    ids = torch.randint(3, 199, (1, 300), generator=torch.Generator().manual_seed(5))
+@per_device((CPU, *CUDA))
+def test_prefill_in_chunks_gives_the_same_bits(device, small, monkeypatch):
+    model = fast(in_type_of(device, small), device=device)
+    ids = torch.randint(3, 199, (1, 120 if device.emulated else 300), generator=torch.Generator().manual_seed(5))
     whole = model(ids, output_hidden_states=True)
     monkeypatch.setattr("codegen_fast.decoder.PREFILL_CHUNK", 37)
+    monkeypatch.setattr("codegen_fast.decoder.CUDA_PREFILL_CHUNK", 37)
     pieces = model(ids, output_hidden_states=True)
     assert torch.equal(whole.logits, pieces.logits)
     assert all(torch.equal(a, b) for a, b in zip(whole.hidden_states, pieces.hidden_states, strict=True))
@@ -147,53 +231,61 @@ def test_samples_share_the_prompt(small):
     assert cache.pages_in_use == 0
 
 
-def test_forked_samples_decode_as_if_alone(small):
-    decoder = fast(small)._decoder
+@per_device((CPU, *CUDA))
+def test_forked_samples_decode_as_if_alone(device, small):
+    decoder = fast(in_type_of(device, small), device=device)._decoder
+    steps = 4 if device.emulated else 30
     ids = torch.randint(3, 199, (40,), generator=torch.Generator().manual_seed(8))
     cache = decoder.new_cache()
     sequence = cache.new_sequence()
     decoder.prefill(cache, [sequence], [ids])
     twins = [cache.fork(sequence) for _ in range(3)]
-    batch = decoder.start(cache, twins, 30)
-    tokens = torch.randint(3, 199, (30, 3), generator=torch.Generator().manual_seed(9))
+    batch = decoder.start(cache, twins, steps)
+    tokens = torch.randint(3, 199, (steps, 3), generator=torch.Generator().manual_seed(9)).to(decoder.device)
     together = [batch.step(row).clone() for row in tokens]
     batch.close()
     for i in range(3):
         own = cache.fork(sequence)
-        alone = decoder.start(cache, [own], 30)
+        alone = decoder.start(cache, [own], steps)
         for row, expected in zip(tokens, together, strict=True):
             assert torch.equal(alone.step(row[i : i + 1])[0], expected[i])
         alone.close()
 
 
-def test_rows_that_leave_do_not_disturb_the_others(small):
-    decoder = fast(small)._decoder
+@per_device((CPU, *CUDA))
+def test_rows_that_leave_do_not_disturb_the_others(device, small):
+    model = fast(in_type_of(device, small), device=device)
+    decoder = model._decoder
+    steps, first, second = (5, 1, 3) if device.emulated else (30, 7, 20)
     prompts = [torch.randint(3, 199, (n,), generator=torch.Generator().manual_seed(n)) for n in (5, 40, 17, 30)]
     cache = decoder.new_cache()
     sequences = [cache.new_sequence() for _ in prompts]
     decoder.prefill(cache, sequences, prompts)
-    batch = decoder.start(cache, sequences, 30)
+    batch = decoder.start(cache, sequences, steps)
     rows = [0, 1, 2, 3]
     seen = {i: [] for i in rows}
-    for step in range(30):
-        if step == 7:
+    for step in range(steps):
+        if step == first:
             batch.keep([3, 1])
             rows = [rows[3], rows[1]]
-        if step == 20:
+        if step == second:
             batch.keep([1])
             rows = [rows[1]]
-        for i, logits in zip(rows, batch.step(torch.tensor([(step + i) % 199 for i in rows])), strict=True):
-            seen[i].append(logits.clone())
+        tokens = torch.tensor([(step + i) % 199 for i in rows], device=decoder.device)
+        for i, logits in zip(rows, batch.step(tokens), strict=True):
+            seen[i].append(logits.cpu().clone())
     batch.close()
     assert cache.pages_in_use == 0
-    forced = torch.tensor([(step + 1) % 199 for step in range(30)])
-    alone = logits_of_steps(fast(small), [(prompts[1], forced)], 30, threads=1)[0][1:]
+    forced = torch.tensor([(step + 1) % 199 for step in range(steps)])
+    torch.set_num_threads(1)
+    alone = logits_of_steps(model, [(prompts[1], forced)], steps)[0][1:]
     assert all(torch.equal(a, b) for a, b in zip(alone, seen[1], strict=True))
 
 
-def test_nothing_but_our_kernels_computes(small, monkeypatch):
+@per_device((CPU, *CUDA))
+def test_nothing_but_our_kernels_computes(device, small, monkeypatch):
     """With torch's products and softmax broken, logits and tokens come out as before."""
-    model = fast(small)
+    model = fast(in_type_of(device, small), device=device)
     ids = torch.randint(3, 199, (2, 30), generator=torch.Generator().manual_seed(10))
     mask = torch.ones_like(ids)
     logits = model(ids).logits
@@ -272,8 +364,9 @@ def test_weights_are_the_same_from_a_file_and_from_a_model(tmp_path, dtype, quan
     assert torch.equal(loaded(ids).logits, fast(hf, quantization)(ids).logits)
 
 
-def test_pages_grow_and_keep_what_they_hold(small):
-    decoder = fast(small)._decoder
+@per_device((CPU, *CUDA))
+def test_pages_grow_and_keep_what_they_hold(device, small):
+    decoder = fast(in_type_of(device, small), device=device)._decoder
     cache = decoder.new_cache()
     ids = torch.randint(3, 199, (200,), generator=torch.Generator().manual_seed(12))
     first = cache.new_sequence()
@@ -289,14 +382,31 @@ def test_pages_grow_and_keep_what_they_hold(small):
     assert cache.pages_in_use == 0
 
 
-def test_crop_forgets_and_recomputes(small):
-    decoder = fast(small)._decoder
+@per_device((GPU,))
+@torch.no_grad()
+def test_a_thousand_steps_do_not_drift(device):
+    """Greedy tokens of a thousand replayed steps against the logits of one prefill of them all."""
+    narrow = make_model(n_embd=256, n_head=4, rotary_dim=32, n_layer=3, vocab_size=257, n_positions=1200, seed=3,
+                        dtype=torch.float16)  # fmt: skip
+    model, ids = fast(narrow, device=device), torch.arange(3, 20)[None]
+    tokens = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=1000, eos_token_id=None).cpu()
+    logits = model(tokens).logits[0, 16:-1].cpu()
+    bound = 2.5 * (narrow(tokens).logits - in_float32(narrow)(tokens).logits).abs().max()
+    best = logits.topk(2).values
+    clear = best[:, 0] - best[:, 1] > bound
+    assert clear.sum() > 500
+    assert torch.equal(logits.argmax(-1)[clear], tokens[0, 17:][clear])
+
+
+@per_device((CPU, *CUDA))
+def test_crop_forgets_and_recomputes(device, small):
+    decoder = fast(in_type_of(device, small), device=device)._decoder
     cache = decoder.new_cache()
     ids = torch.randint(3, 199, (64,), generator=torch.Generator().manual_seed(13))
     sequence = cache.new_sequence()
     first = decoder.prefill(cache, [sequence], [ids]).logits
     cache.crop(sequence, 33)
-    assert sequence.length == 33 and len(sequence.pages) == 3
+    assert sequence.length == 33 and len(sequence.pages) == cache.pages_for(33)
     assert torch.equal(decoder.prefill(cache, [sequence], [ids[33:]]).logits, first)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from devices import CPU, CUDA, per_device
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import codegen_fast
@@ -79,3 +80,29 @@ def test_float16_on_disk_loses_nothing_when_kept(tokens, in_float32):
     kept = codegen_fast.AutoModelForCausalLM.from_pretrained(demo_model_path())
     assert kept.dtype == torch.float16
     assert mean_kl(in_float32(tokens[3]).logits, kept(tokens[3]).logits) <= 1e-5
+
+
+@per_device(
+    CUDA, entered=False, dtype=(torch.float16, torch.bfloat16),
+    where=lambda device, dtype: not device.emulated or dtype == torch.float16,
+)  # fmt: skip
+def test_int8_on_cuda(device, dtype, tokens, in_float32):
+    """Prefill within the bound of w8a8, steps, whose activations stay as they are, within that of w8a16."""
+    chunks = [tokens[0][:, :40]] if device.emulated else tokens
+    with CPU.running():
+        expected = [in_float32(ids).logits[0] for ids in chunks]
+    prefill = steps = 0.0
+    with device.running():
+        int8 = codegen_fast.AutoModelForCausalLM.from_pretrained(
+            demo_model_path(), dtype=dtype, quantization="int8", device=device.memory
+        )
+        for ids, logits in zip(chunks, expected):
+            prefill += mean_kl(logits, int8(ids).logits[0].cpu()) / len(chunks)
+            decoder = int8._decoder
+            cache = decoder.new_cache()
+            batch = decoder.start(cache, [cache.new_sequence()], ids.shape[1])
+            rows = torch.cat([batch.step(token.to(decoder.device)).cpu().clone() for token in ids[0].split(1)])
+            batch.close()
+            steps += mean_kl(logits, rows) / len(chunks)
+    print(f"int8 on the demo model: KL {prefill:.2e} nats a token in prefill, {steps:.2e} in steps")
+    assert prefill <= 5e-3 and steps <= 1e-3

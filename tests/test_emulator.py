@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from emulator.build import HERE
+from emulator import emulated
+from emulator.build import HERE, mutated_module
 from emulator.harness import Kernels
+
+from codegen_fast import ops
 
 SEEDS = range(3)
 MUTATED = HERE / "kernels" / "mutated.cu"
@@ -36,10 +39,11 @@ def test_narrowing(intrinsics):
     x = (random(1).standard_normal(4000).astype(np.float32) * 2**exponents).astype(np.float32)
     halves = np.arange(0, 0x7C00, 7, dtype=np.uint16).view(np.float16).astype(np.float32)
     ties = ((halves[:-1].astype(np.float64) + halves[1:]) / 2).astype(np.float32)  # to even
-    special = np.array([0, -0.0, np.inf, -np.inf, np.nan, 65519, 65520, 3e38, 1e-45, 2**-25, 2**31, -(2**31)], np.float32)
-    x = np.concatenate([x, halves, ties, -ties, special])
+    special = [0, -0.0, np.inf, -np.inf, np.nan, 65519, 65520, 3e38, 1e-45, 2**-25, 2**31, -(2**31)]
+    x = np.concatenate([x, halves, ties, -ties, np.array(special, np.float32)])
     n = len(x)
-    out = {name: np.zeros(n, kind) for name, kind in [("f16", "u2"), ("bf16", "u2"), ("int", "i4"), ("exp2", "f4"), ("pair", "u4")]}
+    kinds = {"f16": "u2", "bf16": "u2", "int": "i4", "exp2": "f4", "pair": "u4"}
+    out = {name: np.zeros(n, kind) for name, kind in kinds.items()}
     intrinsics.run("convert", {"x": x, **out}, (n,), grid=(n + 127) // 128, threads=128, writable=out)
     number = ~np.isnan(x)
     with np.errstate(over="ignore"):
@@ -73,8 +77,8 @@ def test_lanes(intrinsics, seed):
     v = random(seed).integers(1, 1 << 20, 64).astype(np.int32)
     out, doubles = np.zeros((64, 8), np.int32), np.zeros(64)
     longs, floats = np.zeros(64, np.int64), np.zeros(64, np.float32)
-    intrinsics.run("lanes", {"v": v, "out": out, "doubles": doubles, "longs": longs, "floats": floats}, threads=64, seed=seed,
-                   writable=["out", "doubles", "longs", "floats"])  # fmt: skip
+    results = {"out": out, "doubles": doubles, "longs": longs, "floats": floats}
+    intrinsics.run("lanes", {"v": v, **results}, threads=64, seed=seed, writable=results)
     lane, base = np.arange(64) % 32, np.arange(64) // 32 * 32
     assert np.array_equal(out[:, 0], v[base + (lane ^ 5)])
     assert np.array_equal(out[:, 1], v[base + np.where(lane >= 3, lane - 3, lane)])
@@ -97,7 +101,8 @@ def test_mma_of_16_bit_floats(intrinsics, kind):
     a, b = torch.randn(16, 16, generator=g).to(dtype), torch.randn(16, 8, generator=g).to(dtype)
     d = torch.randn(16, 8, generator=g)
     out = d.numpy().copy()
-    intrinsics.run(f"multiply_{kind}", {"a": a.view(torch.int16).numpy(), "b": b.view(torch.int16).numpy(), "d": out}, writable=["d"])
+    operands = {"a": a.view(torch.int16).numpy(), "b": b.view(torch.int16).numpy()}
+    intrinsics.run(f"multiply_{kind}", {**operands, "d": out}, writable=["d"])
     expected = (d.double() + a.double() @ b.double()).numpy()
     assert np.abs(out - expected).max() <= 2.0**-24 * np.abs(expected).max()
 
@@ -129,8 +134,8 @@ def test_asynchronous_copies(intrinsics, seed):
     n, threads = 7, 64
     source = random(seed).integers(0, 1 << 32, (n * threads, 4), np.uint32)
     out = np.zeros_like(source)
-    intrinsics.run("copies", {"source": source, "out": out}, (n, 430), threads=threads, shared=2 * threads * 16, seed=seed,
-                   writable=["out"])  # fmt: skip
+    intrinsics.run("copies", {"source": source, "out": out}, (n, 430), threads=threads, shared=2 * threads * 16,
+                   seed=seed, writable=["out"])  # fmt: skip
     assert np.array_equal(out[:430], source[:430]) and (out[430:] == 0).all()
 
 
@@ -153,8 +158,8 @@ def test_named_barriers(intrinsics, seed):
 def test_atomics(intrinsics):
     total, largest = np.zeros(1, np.int32), np.zeros(1, np.uint32)
     blocks, released = np.zeros(5, np.uint32), np.zeros(5, np.int64)
-    intrinsics.run("counters", {"total": total, "largest": largest, "blocks": blocks, "released": released}, grid=5, threads=64,
-                   shared=16, writable=["total", "largest", "blocks", "released"])  # fmt: skip
+    results = {"total": total, "largest": largest, "blocks": blocks, "released": released}
+    intrinsics.run("counters", results, grid=5, threads=64, shared=16, writable=results)
     assert total[0] == 2 * 5 * 64 and largest[0] == 5 * 64 - 1
     assert (blocks == 64).all() and np.array_equal(released, 5 + np.arange(5))
 
@@ -162,8 +167,8 @@ def test_atomics(intrinsics):
 def test_a_graph_replays_its_launches(intrinsics):
     weight, x, y = (random(i).standard_normal(100).astype(np.float32) for i in range(3))
     before = y.copy()
-    intrinsics.run("add", {"weight": weight, "x": x, "y": y}, (100,), grid=2, threads=64, writable=["y"], weights=["weight"],
-                   captured=True)  # fmt: skip
+    intrinsics.run("add", {"weight": weight, "x": x, "y": y}, (100,), grid=2, threads=64, writable=["y"],
+                   weights=["weight"], captured=True)  # fmt: skip
     assert np.array_equal(y, before)
     for _ in range(2):
         x += 1
@@ -177,7 +182,8 @@ def test_a_graph_replays_its_launches(intrinsics):
 def column_sums(kernels: Kernels, seed: int) -> bool:
     """Whether the result is right: of 70 rows and 100 columns, both of which end inside a tile."""
     x, out = random().standard_normal((70, 100)).astype(np.float32), np.zeros(100, np.float32)
-    kernels.run("column_sums", {"x": x, "out": out}, (70, 100), grid=2, threads=64, shared=32 * 64 * 4, seed=seed, writable=["out"])
+    kernels.run("column_sums", {"x": x, "out": out}, (70, 100), grid=2, threads=64, shared=32 * 64 * 4, seed=seed,
+                writable=["out"])  # fmt: skip
     return np.allclose(out, x.astype(np.float64).sum(0), rtol=0, atol=1e-4)
 
 
@@ -186,7 +192,7 @@ def mutant(folder, text: str, replacement: str, source=MUTATED) -> Kernels:
     assert original.count(text) == 1, f"{text!r} stands {original.count(text)} times in {source.name}"
     path = folder / source.name
     path.write_text(original.replace(text, replacement))
-    return Kernels(path)
+    return Kernels(path, keep=folder)
 
 
 def test_the_kernel_of_the_mutants_is_right():
@@ -197,21 +203,27 @@ def test_the_kernel_of_the_mutants_is_right():
 @pytest.mark.parametrize("text", ["sync_threads();  // the tile is full", "sync_threads();  // the tile has been read"])
 def test_catches_a_removed_barrier(tmp_path, text):
     kernels = mutant(tmp_path, text, "")
+    fault = r"kernel column_sums, block \(\d,0,0\), thread \d+: race on shared memory .* no (sync_warp or )?barrier"
     for seed in SEEDS:
-        with pytest.raises(RuntimeError, match=r"kernel column_sums, block \(\d,0,0\), thread \d+: race on shared memory .* no (sync_warp or )?barrier between"):
+        with pytest.raises(RuntimeError, match=fault):
             column_sums(kernels, seed)
 
 
 def test_catches_an_off_by_one_store(tmp_path):
     kernels = mutant(tmp_path, "if (column < columns) p.", "if (column <= columns) p.")
-    fault = r"kernel column_sums, block \(1,0,0\), thread 18: write of 4 bytes at 0x\w+, at the end of 'out' \(400 bytes\), at .*mutated.cu:\d+"
+    who = r"kernel column_sums, block \(1,0,0\), thread 18: "
+    fault = who + r"write of 4 bytes at 0x\w+, at the end of 'out' \(400 bytes\), at .*mutated.cu:\d+"
     with pytest.raises(RuntimeError, match=fault):
         column_sums(kernels, 0)
 
 
 @pytest.mark.parametrize(
     "text, replacement",
-    [("int mask = 16;", "int mask = 8;"), ("shuffle_xor(v, mask)", "shuffle_up(v, mask)"), ("int mask = 16;", "int mask = 32;")],
+    [
+        ("int mask = 16;", "int mask = 8;"),
+        ("int mask = 16;", "int mask = 32;"),
+        ("shuffle_xor(v, mask)", "shuffle_up(v, mask)"),
+    ],
 )
 def test_catches_a_wrong_shuffle(tmp_path, text, replacement):
     kernels = mutant(tmp_path, text, replacement)
@@ -223,21 +235,79 @@ def test_catches_a_wrong_shuffle(tmp_path, text, replacement):
         assert not right
 
 
+# ---- Mutants of the real kernels -------------------------------------------------------------------
+
+
+def layer_norm(columns: int = 500) -> bool:
+    """Whether layer_norm is right for rows that lie 8 elements apart."""
+    x = 3 * torch.randn(4, columns, generator=torch.Generator().manual_seed(0)).half()
+    weight, bias = torch.linspace(0.5, 2, columns), torch.linspace(-1, 1, columns)
+    out = torch.zeros(4, columns + 8, dtype=torch.float16)[:, :columns]
+    ops.layer_norm(out, x, ops.Norm(weight, bias, 1e-5))
+    expected = torch.nn.functional.layer_norm(x.double(), (columns,), weight.double(), bias.double(), 1e-5)
+    return torch.allclose(out.double(), expected, rtol=2**-10, atol=2**-10)
+
+
+def test_the_real_kernel_is_right():
+    for seed in SEEDS:
+        with emulated(seed):
+            assert layer_norm()
+
+
+REAL_MUTANTS = {  # compiled, file, text, replacement, fault (None: the result is wrong)
+    "removed-barrier": (
+        "embed.cu",
+        "rows.cuh",
+        "  sync_threads(kRowBarrier, kRowThreads);",
+        "",
+        "kernel layer_norm_kernel<f16>, .* race on shared memory",
+    ),
+    "wrong-shuffle": (
+        "embed.cu",
+        "rows.cuh",
+        "int mask = kWarp / 2; mask; mask /= 2) v +=",
+        "int mask = kWarp / 4; mask; mask /= 2) v +=",
+        None,
+    ),
+    "off-by-one-store": (
+        "embed.cu",
+        "embed.cu",
+        "store_columns(out, packed, first, p.columns)",
+        "store_columns(out, packed, first, p.columns + 1)",
+        "kernel layer_norm_kernel<f16>, .* write of 2 bytes at .*(past the end of row|the end of) .*'out'",
+    ),
+}
+
+
+@pytest.mark.parametrize("mutation", REAL_MUTANTS)
+def test_catches_in_real_kernels(tmp_path, mutation):
+    *change, fault = REAL_MUTANTS[mutation]
+    module = mutated_module(tmp_path, *change)
+    for seed in SEEDS:
+        with emulated(seed, module=module):
+            if fault is None:
+                assert not layer_norm()
+            else:
+                with pytest.raises(RuntimeError, match=fault):
+                    layer_norm()
+
+
 # ---- Other faults ---------------------------------------------------------------------------------
 
 FAULTS = {
     "deadlock": r"deadlock:\n  threads 0 to 31 wait for sync_threads at tests/emulator/kernels/faulty.cu:\d+\n"
-    r"  threads 32 to 63 wait for mbarrier at shared memory \+ 0 \(0 phases complete, in this one 1 of 1 arrivals missing\) at .*faulty.cu:\d+",
+    r"  threads 32 to 63 wait for mbarrier at shared memory \+ 0 \(0 phases complete, in this one 1 of 1 arrivals "
+    r"missing\) at .*faulty.cu:\d+",
     "misaligned_vector": r"thread 1: load from 0x\w+, not a multiple of 16 bytes, at .*faulty.cu:\d+",
     "misaligned_word": r"thread 0: read of 4 bytes at 0x\w+, which is misaligned, at .*faulty.cu:\d+",
-    "past_the_end": r"thread 63: read of 4 bytes at 0x\w+, 4 bytes past the end of 'x' \(\d+ bytes\), at .*faulty.cu:\d+",
-    "past_shared_memory": r"thread 63: write of 4 bytes at 0x\w+, at the end of the block's shared memory \(252 bytes\)",
+    "past_the_end": r"thread 63: read of 4 bytes at 0x\w+, 4 bytes past the end of 'x' \(256 bytes\), at .*faulty.cu",
+    "past_shared_memory": r"thread 63: write of 4 bytes at 0x\w+, at the end of the block's shared memory \(252 bytes",
     "writes_an_input": r"write of 4 bytes at 0x\w+, in 'x', which this op may only read",
     "null_pointer": r"read of 4 bytes at 0x0, a null pointer",
     "no_dependency_wait": r"none of its threads has called dependency_wait\(\)",
     "early_read": r"read of 4 bytes at 0x\w+, in 'x', before dependency_wait\(\)",
     "lanes_part": r"is in shuffle_up while other lanes of its warp are in shuffle_xor",
-    "lanes_exit": r"exits while other lanes of its warp wait for it in ballot|ballot while \d+ lanes of the warp have exited",
+    "lanes_exit": r"exits while other lanes of its warp wait for it in ballot|ballot while \d+ lanes of the warp ",
     "stream_left_alone": r"the block ends while a stream_copy is under way",
     "reads_before_copy_wait": r"race on shared memory|NaN",
     "reads_before_stream_wait": r"race on shared memory",

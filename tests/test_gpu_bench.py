@@ -68,8 +68,9 @@ PREFILL = result(
          ("torch, composed", "float16", 2000, 0.036), ("transformers eager", "float16", 2000, 0.2),
          ("codegen_fast", "float16", 128, 0.01), ("torch, composed", "float16", 128, 0.02))],
 )  # fmt: skip
-TESTS = result("tests", [{"test": "a", "outcome": "passed"}, {"test": "b", "outcome": "left out"}, {"test": "c", "outcome": "skipped"}])
-SANITIZE = result("sanitize", [{"tool": "memcheck", "reports": 0, "finished": True}, {"tool": "racecheck", "reports": None, "finished": False}])
+TESTS = result("tests", [{"test": t, "outcome": o} for t, o in zip("abc", ("passed", "left out", "skipped"))])
+SANITIZE = result("sanitize", [{"tool": "memcheck", "reports": 0, "finished": True},
+                               {"tool": "racecheck", "reports": None, "finished": False}])  # fmt: skip
 
 
 def figure_of(words, *found):
@@ -201,8 +202,8 @@ def test_without_a_gpu_every_stage_says_so(tmp_path):
 def test_cases_cover_every_op_and_count_bytes():
     found = list(shapes.all_cases(cases.MODELS))
     assert len({case.name for case in found}) == len(found)
-    assert {case.op.split()[0] for case in found} == {"input_product", "output_product", "lm_head", "attention", "embed",
-                                                      "layer_norm", "sample"}  # fmt: skip
+    every = {"input_product", "output_product", "lm_head", "attention", "embed", "layer_norm", "sample"}
+    assert {case.op.split()[0] for case in found} == every
     one = next(case for case in found if (case.dims.name, case.op, case.kind) == ("6B", "input_product", "float16"))
     assert one.nbytes == pytest.approx(7 * 4096 * 4096 * 2, rel=1e-3)
     assert one.operations == 2 * 7 * 4096 * 4096

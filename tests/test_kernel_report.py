@@ -13,7 +13,7 @@ sys.path.append(str(Path(__file__).parent.parent))
 
 from tools.kernel_report import parse, rules, table  # noqa: E402
 
-MANGLED = "_ZN12codegen_fast4cuda41_GLOBAL__N__ed650027_4_t_cu_2f1cbc53_990413decode_kernelINS0_4bf16ELi4EEEvNS1_6ParamsE"
+MANGLED = "_ZN12codegen_fast4cuda41_GLOBAL__N__ed650027_4_t_cu_2f1cbc53_990413productINS0_4bf16ELi4EEEvNS1_6ParamsE"
 
 RESOURCE_USAGE = f"""
 Fatbin ptx code:
@@ -85,7 +85,8 @@ ptxas info    : Function properties for {MANGLED}
 
 
 def test_resources_of_every_architecture_are_read():
-    assert [(arch, name, r["REG"], r["STACK"], r["SHARED"]) for arch, name, r in parse.resource_usage(RESOURCE_USAGE)] == [
+    found = parse.resource_usage(RESOURCE_USAGE)
+    assert [(arch, name, r["REG"], r["STACK"], r["SHARED"]) for arch, name, r in found] == [
         ("sm_80", MANGLED, 28, 256, 0),
         ("sm_90a", MANGLED, 32, 256, 1024),
     ]

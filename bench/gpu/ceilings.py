@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,29 +21,36 @@ def measure(clock: Clock, *, gemms: bool = True) -> dict[str, float]:
     """Bytes a second: read (the best of our kernel and torch's sum), copy (read + written). Operations a second:
     float16, bfloat16, int8 (torch._int_mm).
     """
-    device, rehearsal = clock.device, clock.device.type != "cuda"
-    nbytes, n = (1 << 16, 64) if rehearsal else (STREAM_BYTES, GEMM)
-    data = torch.randint(1, 2**31 - 1, (nbytes // 4,), dtype=torch.int32, device=device)
+    return _memory(clock) | (_arithmetic(clock) if gemms else {})
+
+
+def _memory(clock: Clock) -> dict[str, float]:
+    nbytes = STREAM_BYTES if clock.device.type == "cuda" else 1 << 16
+    data = torch.randint(1, 2**31 - 1, (nbytes // 4,), dtype=torch.int32, device=clock.device)
     floats, other = data.view(torch.float32), torch.empty_like(data)
     readers = {"read_torch_sum": lambda: torch.sum(floats)}
-    if not rehearsal:
+    if clock.device.type == "cuda":
         readers |= _our_readers(data)
     found = {name: nbytes / _best(clock, name, read) for name, read in readers.items()}
     found["read"] = max(found.values())
     found["copy"] = 2 * nbytes / _best(clock, "copy", lambda: other.copy_(data))
-    del data, floats, other, readers
-    if gemms:
-        for dtype in (torch.float16, torch.bfloat16):
-            a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-            name = str(dtype).removeprefix("torch.")
-            found[name] = 2 * n**3 / _best(clock, name, lambda: a @ b.T, replays=20)
-        a, b = (torch.randint(-127, 128, (n, n), device=device, dtype=torch.int8) for _ in range(2))
-        found["int8"] = 2 * n**3 / _best(clock, "int8", lambda: torch._int_mm(a, b.T), replays=20)
+    return found
+
+
+def _arithmetic(clock: Clock) -> dict[str, float]:
+    n = GEMM if clock.device.type == "cuda" else 64
+    found = {}
+    for dtype in (torch.float16, torch.bfloat16):
+        a, b = (torch.randn(n, n, device=clock.device).to(dtype) for _ in range(2))
+        name = str(dtype).removeprefix("torch.")
+        found[name] = 2 * n**3 / _best(clock, name, partial(torch.matmul, a, b.T), replays=20)
+    a, b = (torch.randint(-127, 128, (n, n), device=clock.device, dtype=torch.int8) for _ in range(2))
+    found["int8"] = 2 * n**3 / _best(clock, "int8", partial(torch._int_mm, a, b.T), replays=20)
     return found
 
 
 def _best(clock: Clock, name: str, call, replays: int = 40) -> float:
-    """Median seconds of a call that is long enough to be launched by itself; in a rehearsal a number without meaning."""
+    """Median seconds of a call that is long enough to be launched by itself; without meaning in a rehearsal."""
     samples = clock.race([Contestant(name, call, 1)], replays)[name]
     return Timing.of(samples).median if samples else 1.0
 
@@ -52,8 +60,8 @@ def _our_readers(data: torch.Tensor) -> dict:
     source = Path(__file__).with_name("read_stream.cu")
     library = Path(tempfile.mkdtemp()) / "libread_stream.so"
     major, minor = torch.cuda.get_device_capability(data.device)
-    command = ["nvcc", "-O3", f"-arch=sm_{major}{minor}", "-shared", "-Xcompiler", "-fPIC", "-o", str(library), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    flags = ["-O3", f"-arch=sm_{major}{minor}", "-shared", "-Xcompiler", "-fPIC"]
+    done = subprocess.run(["nvcc", *flags, "-o", str(library), str(source)], capture_output=True, text=True)
     if done.returncode:
         print(f"{source.name} does not compile, the read ceiling is torch's sum: {done.stderr.strip()}")
         return {}

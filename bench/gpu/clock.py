@@ -15,7 +15,10 @@ import torch
 from bench.clock import Timing
 from codegen_fast import ops
 
-REPLAYS = 200
+REPLAYS = 200  # of a graph; of one that takes milliseconds, calls
+LONG_REPLAY = 2e-3  # seconds
+FEWEST_REPLAYS = 24
+MOST_COPIED = 2 << 30  # bytes
 CACHES = 3  # rotated memory is at least this many times the L2 cache
 
 
@@ -31,9 +34,12 @@ class Contestant:
 def copies(nbytes: int, l2_bytes: int, *, at_least: int = 8, at_most: int = 256) -> int:
     """How many copies of ``nbytes`` to rotate so that none of them is still cached when it is read again.
 
-    at_least: so that a replay is long enough to be timed; at_most: for what is so small that it may stay cached.
+    at_least: so that a replay is long enough to be timed, as long as they take little memory; at_most: for what is so
+    small that it may stay cached.
     """
-    return max(2, min(at_most, max(at_least, -(-CACHES * l2_bytes // max(1, nbytes)))))
+    cold = -(-CACHES * l2_bytes // max(1, nbytes))
+    long_enough = at_least if at_least * nbytes <= MOST_COPIED else 2
+    return max(2, min(at_most, max(long_enough, cold)))
 
 
 class EventClock:
@@ -87,12 +93,11 @@ class EventClock:
     def race(self, contestants: Sequence[Contestant], replays: int = REPLAYS) -> dict[str, list[float]]:
         """Seconds a call of each, over ``replays`` replays in turns A B B A."""
         samples: dict[str, list[float]] = {c.name: [] for c in contestants}
-        quarter = -(-replays // 4)
+        quarters = {c.name: -(-self._replays(c, replays) // 4) for c in contestants}
         for order in (contestants, contestants[::-1], contestants, contestants[::-1]):
             for c in order:
-                for _ in range(3):
-                    c.replay()
-                events = [torch.cuda.Event(enable_timing=True) for _ in range(quarter + 1)]
+                c.replay()
+                events = [torch.cuda.Event(enable_timing=True) for _ in range(quarters[c.name] + 1)]
                 events[0].record()
                 for event in events[1:]:
                     c.replay()
@@ -100,6 +105,12 @@ class EventClock:
                 torch.cuda.synchronize()
                 samples[c.name] += [a.elapsed_time(b) * 1e-3 / c.calls for a, b in zip(events, events[1:])]
         return samples
+
+    def _replays(self, c: Contestant, replays: int) -> int:
+        c.replay()
+        if self.span(c.replay) <= LONG_REPLAY:
+            return replays
+        return min(replays, max(FEWEST_REPLAYS, -(-replays // c.calls)))
 
 
 class RehearsalClock:

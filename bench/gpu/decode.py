@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from statistics import median
 from typing import Any
@@ -27,8 +27,8 @@ from codegen_fast.memory import gigabytes
 
 KINDS = ("float16", "int8")
 # (batch, context), the ones that gates look at first
-POINTS = ((1, 512), (1, 32), (1, 2000), (8, 512), (64, 512), (64, 32), (16, 512), (4, 512), (2, 512), (32, 512), (8, 2000),
-          (64, 2000))  # fmt: skip
+POINTS = ((1, 512), (1, 32), (1, 2000), (8, 512), (64, 512), (64, 32), (16, 512), (4, 512), (2, 512), (32, 512),
+          (8, 2000), (64, 2000))  # fmt: skip
 COMPILED_POINTS = ((1, 32), (1, 2000), (8, 512), (64, 512))
 # Both sides round to float16 between their stages, in other places; int8 prompts are quantised on top of that. This
 # keeps a wrong build from being timed; tests/ look closely.
@@ -48,8 +48,9 @@ class Stage:
         self.result["ceilings"] = self.ceilings = ceilings.measure(self.timer, gemms=False)
         begin = time.perf_counter()
         self.decoders = {kind: models.random_decoder(dims, kind, self.device) for kind in args.kind}
-        print(f"{dims.name}: weights made in {time.perf_counter() - begin:.1f} s; "
-              f"read {self.ceilings['read'] / 1e9:.0f} GB/s")  # fmt: skip
+        print(f"{dims.name}: weights made in {time.perf_counter() - begin:.1f} s")
+        if not args.rehearse:
+            print(f"reads {self.ceilings['read'] / 1e9:.0f} GB/s")
         self.twin = None
         if not args.no_peers:
             try:
@@ -67,29 +68,30 @@ class Stage:
 
     # ---- Points --------------------------------------------------------------------------------
 
-    def fits(self, batch: int, context: int) -> bool:
-        """Whether the caches of all engines find room."""
+    def fits(self, batch: int, context: int, engines: float) -> bool:
+        """Whether this many engines' caches find room."""
         if self.device.type != "cuda":
             return True
         config = self.decoders[self.args.kind[0]].config
         cache = batch * (context + 128) * 4 * config.n_layer * config.n_embd
         free = torch.cuda.mem_get_info(self.device)[0]
-        if (len(self.args.kind) + 3) * cache <= free:
+        if engines * cache <= free:
             return True
-        self.skip(f"batch {batch}, context {context}", f"caches of {gigabytes(cache)} each, {gigabytes(free)} are free")
+        print(f"batch {batch}, context {context}: caches of {gigabytes(cache)} for {engines:.1f} engines, "
+              f"{gigabytes(free)} are free")  # fmt: skip
         return False
 
     @contextmanager
-    def engines(self, batch: int, context: int) -> Iterator[list]:
-        """Ours in every kind, then transformers eager, checked."""
+    def engines(self, batch: int, context: int, kinds: Sequence[str], *, peer: bool = True) -> Iterator[list]:
+        """Ours in these kinds, then transformers eager, checked."""
         count = 2 if self.args.rehearse else engines.STEPS
         ids = torch.randint(self.dims.vocab, (batch, context), generator=torch.Generator().manual_seed(1))
         ids[:] = ids[:1]  # transformers' side goes through one prompt and repeats it
         opened: list = []
         try:
-            for kind, decoder in self.decoders.items():
-                opened.append(engines.Ours(decoder, ids, count))
-            if self.twin is not None:
+            for kind in kinds:
+                opened.append(engines.Ours(self.decoders[kind], ids, count))
+            if self.twin is not None and peer:
                 opened.append(engines.Eager(self.twin, ids, count))
                 self.check(opened)
             yield opened
@@ -104,7 +106,8 @@ class Stage:
         """The logits after the prompt, and how many of the first greedy tokens are the same."""
         theirs = opened[-1]
         wanted = theirs.first_tokens(8)
-        for kind, ours in zip(self.decoders, opened):
+        for ours in opened[:-1]:
+            kind = self.kind_of(ours)
             error = operands.error(ours.logits[:1], theirs.logits.float())
             equal = sum(a == b for a, b in zip(ours.first_tokens(8), wanted))
             print(f"  {kind}: logits differ by {error:.1e} from transformers'; {equal} of 8 greedy tokens equal")
@@ -117,53 +120,60 @@ class Stage:
             row: dict[str, Any] = {"model": self.dims.name, "engine": engine.name, "batch": batch, "context": context,
                                    "steps_a_sample": engine.steps, "read_bandwidth": self.ceilings["read"]}  # fmt: skip
             if isinstance(engine, engines.Ours):
-                kind = next(k for k, decoder in self.decoders.items() if decoder is engine.decoder)
+                kind = self.kind_of(engine)
                 length = context + engines.UNTIMED + engine.steps / 2
-                row |= {"nbytes": models.step_bytes(engine.decoder, batch, length), "prefill_seconds": engine.prefill_seconds}
+                row["nbytes"] = models.step_bytes(engine.decoder, batch, length)
+                row["prefill_seconds"] = engine.prefill_seconds
             else:
                 kind = self.args.kind[0]
-                row |= {"compile_seconds": getattr(engine, "compile_seconds", None)}
+                row["compile_seconds"] = getattr(engine, "compile_seconds", None)
             row |= {"kind": kind, "samples": [] if self.args.rehearse else clock.rounded(seconds)}
             self.result["rows"].append(row)
             print(line(row), flush=True)
         self.save()
 
+    def kind_of(self, engine: engines.Ours) -> str:
+        return next(kind for kind, decoder in self.decoders.items() if decoder is engine.decoder)
+
     # ---- In order of importance ----------------------------------------------------------------
 
-    def run(self, points) -> None:
+    def run(self, points: Sequence[tuple[int, int]]) -> None:
         first, *others = points
-        with self.engines(*first) as opened:
+        with self.engines(*first, self.args.kind) as opened:
             self.record(*first, opened, engines.race(opened, self.args.bursts))
-            ours = [engine for engine in opened if isinstance(engine, engines.Ours)]
-            for mode in ("reduce-overhead", "max-autotune"):
-                self.compiled(first, opened, ours, mode)
-            for kind, engine in zip(self.decoders, ours):
-                self.result["steps"].append({"kind": kind, **steps.of_step(engine)})
+            for engine in ours_of(opened):
+                self.result["steps"].append({"kind": self.kind_of(engine), **steps.of_step(engine)})
+            self.compiled(first, opened, "reduce-overhead")
             self.save()
         self.generate()
         for point in others:
-            if not self.budget.allows():
+            if self.budget.allows():
+                self.point(point)
+            else:
                 self.skip(f"batch {point[0]}, context {point[1]}", "the budget is spent")
-            elif self.fits(*point):
-                self.guarded(point)
-        for point in COMPILED_POINTS:
-            if point in points and self.budget.allows(self.last_compile) and self.fits(*point) and self.twin is not None:
-                with self.engines(*point) as opened:
-                    self.compiled(point, opened, [e for e in opened if isinstance(e, engines.Ours)], "reduce-overhead")
+        # Compiling takes a minute or more a point, so it comes last; and the mode that tries many kernels last of all.
+        for point, mode in [(p, "reduce-overhead") for p in COMPILED_POINTS if p in points] + [(first, "max-autotune")]:
+            if self.may_compile(point, mode) and self.fits(*point, len(self.args.kind) + 2.5):
+                with self.engines(*point, self.args.kind) as opened:
+                    self.compiled(point, opened, mode)
+
+    def point(self, point: tuple[int, int]) -> None:
+        """All engines at once; where their caches find no room together, ours one by one."""
+        everyone = self.fits(*point, len(self.args.kind) + 1.5)
+        for kinds in [self.args.kind] if everyone else [[kind] for kind in self.args.kind]:
+            if not everyone and not self.fits(*point, 1.1):
+                self.skip(f"batch {point[0]}, context {point[1]}, {kinds[0]}", "no room for its cache")
+                continue
+            try:
+                with self.engines(*point, kinds, peer=everyone) as opened:
+                    self.record(*point, opened, engines.race(opened, self.args.bursts))
+            except torch.OutOfMemoryError as failure:
+                self.skip(f"batch {point[0]}, context {point[1]}", failure)
 
     last_compile = 60.0  # seconds that compiling took; a guess until it has
 
-    def guarded(self, point: tuple[int, int]) -> None:
-        try:
-            with self.engines(*point) as opened:
-                self.record(*point, opened, engines.race(opened, self.args.bursts))
-        except torch.OutOfMemoryError as failure:
-            self.skip(f"batch {point[0]}, context {point[1]}", failure)
-
-    def compiled(self, point: tuple[int, int], opened: list, ours: list, mode: str) -> None:
-        """transformers compiled, raced with ours again."""
+    def may_compile(self, point: tuple[int, int], mode: str) -> bool:
         what = f"transformers compiled, {mode}, batch {point[0]}, context {point[1]}"
-        # max-autotune tries many kernels for every product
         expected = self.last_compile * (3 if mode == "max-autotune" else 1)
         if self.twin is None or self.args.no_compile:
             self.skip(what, "not asked for" if self.args.no_compile else "no transformers")
@@ -172,15 +182,22 @@ class Stage:
         elif not self.budget.allows(expected):
             self.skip(what, f"would take about {expected:.0f} s, {self.budget.left():.0f} are left")
         else:
-            try:
-                peer = engines.Compiled(opened[-1], mode)
-            except Exception as failure:  # a peer that does not compile must not take our figures with it
-                self.skip(what, failure)
-                return
-            self.last_compile = max(self.last_compile / 2, peer.compile_seconds)
-            contestants = [*ours, peer]
-            self.record(*point, contestants, engines.race(contestants, self.args.bursts))
-            peer.close()
+            return True
+        return False
+
+    def compiled(self, point: tuple[int, int], opened: list, mode: str) -> None:
+        """transformers compiled, raced with ours again."""
+        if not self.may_compile(point, mode):
+            return
+        try:
+            peer = engines.Compiled(opened[-1], mode)
+        except Exception as failure:  # a peer that does not compile must not take our figures with it
+            self.skip(f"transformers compiled, {mode}, batch {point[0]}, context {point[1]}", failure)
+            return
+        self.last_compile = peer.compile_seconds
+        contestants = [*ours_of(opened), peer]
+        self.record(*point, contestants, engines.race(contestants, self.args.bursts))
+        peer.close()
 
     def generate(self) -> None:
         """The public generate(), prompt and all: its tokens a second beside the steps' own."""
@@ -188,7 +205,7 @@ class Stage:
         from codegen_fast.model import CodeGenForCausalLM
 
         new = 4 if self.args.rehearse else 128
-        ids = torch.randint(self.dims.vocab, (1, 32 if new > 4 else 5))
+        ids = torch.randint(self.dims.vocab, (1, 32 if new > 4 else 5), device=self.device)
         for kind, decoder in self.decoders.items():
             model = CodeGenForCausalLM(decoder.config, decoder, GenerationConfig(max_new_tokens=new))
             samples = []
@@ -205,8 +222,13 @@ class Stage:
         self.save()
 
 
+def ours_of(opened: list) -> list[engines.Ours]:
+    return [engine for engine in opened if isinstance(engine, engines.Ours)]
+
+
 def line(row: dict[str, Any]) -> str:
-    text = f"{row['model']:>5} {row['kind']:<8} batch {row['batch']:>2}, context {row['context']:>4}  {row['engine']:<40}"
+    text = f"{row['model']:>5} {row['kind']:<8} batch {row['batch']:>2}, context {row['context']:>4}  "
+    text += f"{row['engine']:<40}"
     if not row["samples"]:
         return f"{text} ran, not timed"
     seconds = median(row["samples"])

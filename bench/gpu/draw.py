@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,15 @@ def tokens_a_second(found: list[dict[str, Any]], axes, batch: int = 1, context: 
     bars = 0
     here = [(model, latest(found, f"decode-{model}")) for model in MODELS]
     here = [(model, result) for model, result in here if result]
-    for x, (model, result) in enumerate(here):
+    labelled: set[str] = set()
+
+    def once(label: str) -> str | None:
+        """For the legend: the label at its first use."""
+        first = label not in labelled
+        labelled.add(label)
+        return label if first else None
+
+    for x, (_, result) in enumerate(here):
         best: dict[str, dict[str, Any]] = {}
         for row in chosen(result["rows"], batch=batch, context=context):
             name = series(row)
@@ -41,11 +50,11 @@ def tokens_a_second(found: list[dict[str, Any]], axes, batch: int = 1, context: 
                 continue
             row, at = best[name], x + (i - 1.5) * 0.2
             rate = batch / seconds(row)
-            axes.bar(at, rate, 0.18, color=COLORS[name], label=name if name not in axes.get_legend_handles_labels()[1] else None)
+            axes.bar(at, rate, 0.18, color=COLORS[name], label=once(name))
             axes.annotate(f"{rate:.0f}", (at, rate), ha="center", va="bottom", fontsize=7, color=INK)
             if "nbytes" in row:
-                axes.hlines(batch * row["read_bandwidth"] / row["nbytes"], at - 0.09, at + 0.09, color=INK, lw=1.5,
-                            label="limit of reading" if bars == 0 else None)  # fmt: skip
+                limit = batch * row["read_bandwidth"] / row["nbytes"]
+                axes.hlines(limit, at - 0.09, at + 0.09, color=INK, lw=1.5, label=once("limit of reading"))
             bars += 1
     axes.set_xticks(range(len(here)), [model for model, _ in here])
     axes.set_yscale("log")
@@ -54,8 +63,10 @@ def tokens_a_second(found: list[dict[str, Any]], axes, batch: int = 1, context: 
     return bars
 
 
-def roofline(result: dict[str, Any], axes) -> int:
+def roofline(result: dict[str, Any] | None, axes) -> int:
     """Every timed kernel of ours under the roofs that were measured beside it. Returns how many points."""
+    if result is None:
+        return 0
     ceilings = result["ceilings"]
     kernels = [row for row in chosen(result["rows"], engine=OURS) if row["operations"]]
     intensity = [row["operations"] / row["nbytes"] for row in kernels]
@@ -93,13 +104,12 @@ def main() -> None:
     for name in sorted({result["machine"]["name"] for result in found}):
         of_machine = [result for result in found if result["machine"]["name"] == name]
         micro = latest(of_machine, "micro")
-        for what, draw in (("tokens", lambda axes: tokens_a_second(of_machine, axes)),
-                           ("roofline", lambda axes: roofline(micro, axes) if micro else 0)):  # fmt: skip
+        title = f"{name}, {', '.join(sorted({result['date'][:10] for result in of_machine}))}"
+        for what, draw in (("tokens", partial(tokens_a_second, of_machine)), ("roofline", partial(roofline, micro))):
             figure, axes = pyplot.subplots(figsize=(7, 4), facecolor=PAPER)
             axes.spines[["top", "right"]].set_visible(False)
             if draw(axes):
-                dates = sorted({result["date"][:10] for result in of_machine})
-                axes.set_title(f"{name}, {', '.join(dates)}", fontsize=8, loc="left")
+                axes.set_title(title, fontsize=8, loc="left")
                 path = folder / f"gpu-{results.slug(name)}-{what}.svg"
                 figure.savefig(path, bbox_inches="tight")
                 print(path)

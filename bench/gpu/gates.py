@@ -76,8 +76,8 @@ def over_compiled(batch: int | None, context: int | None) -> Callable[[list[Row]
     def figure(rows: list[Row]) -> float | None:
         peers: dict[tuple[int, int], float] = {}
         for row in chosen(rows):
-            if row["engine"].startswith(COMPILED) and batch in (None, row["batch"]) and context in (None, row["context"]):
-                at = row["batch"], row["context"]
+            at = row["batch"], row["context"]
+            if row["engine"].startswith(COMPILED) and batch in (None, at[0]) and context in (None, at[1]):
                 peers[at] = min(seconds(row), peers.get(at, seconds(row)))
         return lowest(
             peer / seconds(row) for at, peer in peers.items()
@@ -207,7 +207,7 @@ def markdown(found: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if GATES.md is not what would be written")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if GATES.md is stale")
     args = parser.parse_args()
     path = results.FOLDER / "GATES.md"
     if args.check:

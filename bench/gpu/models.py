@@ -1,4 +1,4 @@
-"""Models of random weights in true shapes, made on the device: ours, and the same weights for transformers and torch."""
+"""Models of random weights in true shapes, made on the device: ours, and the same weights for their engines."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ BLOCKS = 4  # that the rows of qkv_proj stand in: [q | v | k] of a quarter of th
 
 
 def config_of(dims: cases.Dims) -> CodeGenConfig:
-    return CodeGenConfig(vocab_size=dims.vocab, n_positions=dims.n_positions, n_ctx=dims.n_positions, n_embd=dims.n_embd,
-                         n_layer=dims.n_layer, n_head=dims.n_head, rotary_dim=dims.rotary_dim, n_inner=dims.inner,
-                         bos_token_id=1, eos_token_id=None)  # fmt: skip
+    return CodeGenConfig(vocab_size=dims.vocab, n_positions=dims.n_positions, n_ctx=dims.n_positions,
+                         n_embd=dims.n_embd, n_layer=dims.n_layer, n_head=dims.n_head, rotary_dim=dims.rotary_dim,
+                         n_inner=dims.inner, bos_token_id=1, eos_token_id=None)  # fmt: skip
 
 
 def random_decoder(dims: cases.Dims, kind: str, device: torch.device) -> Decoder:

@@ -11,6 +11,7 @@ import argparse
 import gc
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -83,13 +84,13 @@ def measure(dims: cases.Dims, lengths, timer: clock.Clock, result: dict[str, Any
         for (name, kind), prefill in engines.items():
             error = operands.error(prefill(ids), wanted)
             if error > LARGEST_ERROR[kind]:
-                raise SystemExit(f"{dims.name} {kind}, {tokens} tokens: the logits of {name} differ by {error:.3f} from "
-                                 f"torch's, at most {LARGEST_ERROR[kind]} passes: nothing is timed")  # fmt: skip
-        calls = {key: (lambda prefill=prefill: prefill(ids)) for key, prefill in engines.items()}
+                raise SystemExit(f"{dims.name} {kind}, {tokens} tokens: the logits of {name} differ by {error:.3f} "
+                                 f"from torch's, at most {LARGEST_ERROR[kind]} passes: nothing is timed")  # fmt: skip
+        calls = {key: partial(prefill, ids) for key, prefill in engines.items()}
         for (name, kind), samples in race(calls, timer, CALLS).items():
-            peak = result["ceilings"][kind]
             row = {"model": dims.name, "engine": name, "kind": kind, "context": tokens, "batch": 1,
-                   "operations": operations(dims, tokens), "ceiling": peak, "samples": clock.rounded(samples)}  # fmt: skip
+                   "operations": operations(dims, tokens), "ceiling": result["ceilings"][kind],
+                   "samples": clock.rounded(samples)}  # fmt: skip
             result["rows"].append(row)
             print(line(row), flush=True)
         results.write("prefill", result)

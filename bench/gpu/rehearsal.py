@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import cases
 
-TINY = cases.Dims("tiny", 2, 4, 64, 32, 256, 300, 96)
+TINY = cases.Dims("tiny", 2, 4, 16, 8, 128, 150, 96)
 LONGEST = 20  # tokens and keys
 
 

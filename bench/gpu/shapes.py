@@ -1,4 +1,4 @@
-"""What is measured of every kernel: a case is one op at one shape, with our calls and torch's calls that do the same."""
+"""What is measured of every kernel: a case is one op at one shape, with our calls and torch's that do the same."""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ def lines() -> list[str]:
     for gate, figure, _ in evaluated:
         if figure is not None:
             verdict = "holds" if gate.holds(figure) else "MISSED"
-            text.append(f"{verdict:<7} {gate.show.format(figure):>9}  of {gate.show.format(gate.needs):>9}  {gate.text}")
+            figure, needs = gate.show.format(figure), gate.show.format(gate.needs)
+            text.append(f"{verdict:<7} {figure:>9} of {needs:>9}  {gate.text}")
     missing = sum(figure is None for _, figure, _ in evaluated)
     return text + [f"{missing} of {len(evaluated)} gates not measured"]
 

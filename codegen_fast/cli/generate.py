@@ -62,7 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     if model.device.type == "cuda":
         bandwidth, cache = this_machine().gpus[model.device.index].memory_bytes_per_second, None
     else:
-        bandwidth, cache = read_bandwidth(_MEASURE_SECONDS, threads=max(threads, torch.get_num_threads())), cache_bytes()
+        bandwidth = read_bandwidth(_MEASURE_SECONDS, threads=max(threads, torch.get_num_threads()))
+        cache = cache_bytes()
     print(summary(streamer, model, bandwidth, cache, knobs.get("seed")), file=sys.stderr)
     return 0
 

@@ -60,7 +60,8 @@ def _moved(weights: DecoderWeights, dtype: torch.dtype, device: torch.device) ->
     return DecoderWeights(
         embedding=embedding,
         layers=[
-            LayerWeights(norm=norm(layer.norm), w_in=_repack(layer.w_in, kind, device), bias_in=layer.bias_in.to(device),
+            LayerWeights(norm=norm(layer.norm),
+                         w_in=_repack(layer.w_in, kind, device), bias_in=layer.bias_in.to(device),
                          w_out=_repack(layer.w_out, kind, device), bias_out=layer.bias_out.to(device))
             for layer in weights.layers
         ],

@@ -7,7 +7,7 @@
 
 namespace codegen_fast::dlpack {
 
-enum DeviceType : int32_t { kCPU = 1, kCUDA = 2 };
+enum DeviceType : int32_t { kCPU = 1, kCUDA = 2, kCUDAHost = 3 };  // kCUDAHost: pinned memory of the host
 enum TypeCode : uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBfloat = 4 };
 
 struct DLDevice {

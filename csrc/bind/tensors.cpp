@@ -77,7 +77,7 @@ TensorView view(py::handle object, const char* name) {
   }
   TensorView v;
   v.name = name;
-  if (t.device.device_type == dlpack::kCPU) v.device = {DeviceType::cpu, 0};
+  if (t.device.device_type == dlpack::kCPU || t.device.device_type == dlpack::kCUDAHost) v.device = {DeviceType::cpu, 0};
   else if (t.device.device_type == dlpack::kCUDA) v.device = {DeviceType::cuda, t.device.device_id};
   else throw TypeError(std::string(name) + ": device " + py::str(object.attr("device")).cast<std::string>() +
                        " is not supported; expected cpu or cuda");

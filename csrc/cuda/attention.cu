@@ -20,7 +20,8 @@ void attention(TensorView& act, const TensorView& q, const KVCache& cache, int64
   const DType type = activation_type(q);
   check_shape(q, {batch.num_tokens, -1});
   const int64_t tokens = batch.num_tokens, d = q.shape[1];
-  if (n_head < 1 || d % n_head) throw ValueError("n_head: " + std::to_string(n_head) + " does not divide " + std::to_string(d));
+  if (n_head < 1 || d % n_head)
+    throw ValueError("n_head: " + std::to_string(n_head) + " does not divide " + std::to_string(d));
   const int64_t head_dim = d / n_head;
   if (head_dim < 2 || head_dim > kMaxHeadDim || head_dim % 2)
     throw ValueError("n_head: heads of " + std::to_string(head_dim) + " dimensions; an even number up to " +

@@ -68,7 +68,8 @@ CODEGEN_FAST_DEVICE int find_page(const Sequences& s, const Pages& pages, int se
 CODEGEN_FAST_DEVICE int visible_keys(const Sequences& s, const Pages& pages, const Tile& tile, int row) {
   const int64_t position = tile.first_position + row;
   if (row >= tile.rows || position < 0 || position >= tile.keys) return 0;
-  return find_page(s, pages, tile.sequence, static_cast<int>(position / kPage)) < 0 ? 0 : static_cast<int>(position) + 1;
+  const bool there = find_page(s, pages, tile.sequence, static_cast<int>(position / kPage)) >= 0;
+  return there ? static_cast<int>(position) + 1 : 0;
 }
 
 // Rows of a page, of which the first `rows` exist, to shared memory, by `threads` threads; all else is zeros: garbage
@@ -180,7 +181,7 @@ CODEGEN_FAST_DEVICE void weigh(float (&scores)[kKeys / 8][4], Running& state, fl
     for (int j = 0; j < kKeys / 8; ++j)
 #pragma unroll
       for (int e = 2 * half; e < 2 * half + 2; ++e) {
-        // Multiplied before the maximum is taken off, not fused with that: the largest weight is 1 however large scores are.
+        // Multiplied first, not fused with taking the maximum off: the largest weight is 1 however large scores are.
         float& s = scores[j][e];
         s = s * scale;
         if (!all && j * 8 + column + e % 2 >= limit[half]) s = -INFINITY;
@@ -223,8 +224,8 @@ CODEGEN_FAST_DEVICE void rescale(float (&out)[kDim / 8][4], const float (&keep)[
 
 // out[m] += weights[m], rounded to T, times values, in the order of the keys.
 template <class T, int kDim, int kTiles, int kKeys>
-CODEGEN_FAST_DEVICE void multiply_values(float (&out)[kTiles][kDim / 8][4], const float (&weights)[kTiles][kKeys / 8][4],
-                                         const char* values) {
+CODEGEN_FAST_DEVICE void multiply_values(float (&out)[kTiles][kDim / 8][4],
+                                         const float (&weights)[kTiles][kKeys / 8][4], const char* values) {
   const int lane = lane_id();
   const char* value = values + (lane % 16) * kRowBytes<kDim> + lane / 16 * 16;
 #pragma unroll

@@ -44,7 +44,8 @@ struct Layout {
   static constexpr int fixed(bool spread) { return kQueries + kFold + kStates + kRows * 32 + (spread ? 0 : kTotals); }
   static constexpr int ring(int slots) { return kWarps * slots * kSlot; }
 };
-static_assert(Layout<256>::fixed(false) + Layout<256>::ring(1) <= 99 * 1024, "sm_86, sm_89 and sm_120 give a block 99 KB");
+static_assert(Layout<256>::fixed(false) + Layout<256>::ring(1) <= 99 * 1024,
+              "sm_86, sm_89 and sm_120 give a block 99 KB");
 
 struct DecodeParams {
   AttentionCall c;
@@ -91,7 +92,9 @@ struct Walk {
     return longer + i / each + i % each * kRanks;
   }
   // The one after `split`, without a division.
-  CODEGEN_FAST_DEVICE int next(int split) const { return split + kRanks < splits ? split + kRanks : split % kRanks + 1; }
+  CODEGEN_FAST_DEVICE int next(int split) const {
+    return split + kRanks < splits ? split + kRanks : split % kRanks + 1;
+  }
   CODEGEN_FAST_DEVICE bool ends_rank(int split) const { return split + kRanks >= splits; }
 };
 
@@ -126,8 +129,10 @@ __global__ void __launch_bounds__(kThreads, 1) decode_attention_kernel(DecodePar
   auto first_key = [&](int split) { return split * kSplit + warp * kKeys; };
   auto load_next = [&] {
     if (loaded < count) {
-      if (loaded % kWarp == 0)
-        ids = loaded + lane < count ? find_page(s, pages, tile.sequence, first_key(walk.split(loaded + lane)) / kPage) : -1;
+      if (loaded % kWarp == 0) {
+        const int mine = loaded + lane;
+        ids = mine < count ? find_page(s, pages, tile.sequence, first_key(walk.split(mine)) / kPage) : -1;
+      }
       const int first = first_key(load_split), page = shuffle(ids, loaded % kWarp);
       if (first < tile.keys) {
         char* to = ring + load_slot * Shared::kSlot;
@@ -149,7 +154,8 @@ __global__ void __launch_bounds__(kThreads, 1) decode_attention_kernel(DecodePar
 
   // What earlier calls appended is there already; the other slots, the queries and all writes wait.
   int committed = 0;
-  for (; committed < p.slots && committed < count && first_key(load_split) + kKeys <= tile.fresh; ++committed) load_next();
+  for (; committed < p.slots && committed < count && first_key(load_split) + kKeys <= tile.fresh; ++committed)
+    load_next();
   dependency_wait();
   if (tile.rows == 0) return;
   for (; committed < p.slots; ++committed) load_next();
@@ -168,6 +174,10 @@ __global__ void __launch_bounds__(kThreads, 1) decode_attention_kernel(DecodePar
       for (int e = 0; e < 4; ++e) out[0][n][e] = 0.0f;
   };
 
+  // Where the part of a row and this block's rank lies in the workspace.
+  auto part_of = [&](int row) {
+    return (int64_t{tile.first_token + row} * pages.n_head + head) * gridDim.y + blockIdx.y;
+  };
   // A pair of columns of row base + i, which the four warps have put into fold: added, and written as a rank's part or
   // taken into the totals. A thread always has the same elements.
   constexpr int kGroup = kFoldRows<kDim>, kPairs = kDim / 2;
@@ -177,11 +187,11 @@ __global__ void __launch_bounds__(kThreads, 1) decode_attention_kernel(DecodePar
     const RowWeights& w = weights[row];
     float value[2] = {0.0f, 0.0f};
     for (int from = 0; from < kWarps; ++from)
-      for (int e = 0; e < 2; ++e) value[e] = fmaf(fold[(from * kGroup + i) * kDim + column + e], w.warp[from], value[e]);
+      for (int e = 0; e < 2; ++e)
+        value[e] = fmaf(fold[(from * kGroup + i) * kDim + column + e], w.warp[from], value[e]);
     if (p.spread) {
-      const int64_t part = (int64_t{tile.first_token + row} * pages.n_head + head) * gridDim.y + rank;
-      store8(p.values + part * head_dim + column, {{float_to_bits(value[0]), float_to_bits(value[1])}});
-      if (column == 0) store8(p.states + part * 2, {{float_to_bits(w.max), float_to_bits(w.sum)}});
+      store8(p.values + part_of(row) * head_dim + column, {{float_to_bits(value[0]), float_to_bits(value[1])}});
+      if (column == 0) store8(p.states + part_of(row) * 2, {{float_to_bits(w.max), float_to_bits(w.sum)}});
     } else {
       float* total = totals + row * kDim + column;
       for (int e = 0; e < 2; ++e) total[e] = fmaf(rank == 0 ? 0.0f : total[e], w.keep, value[e] * w.gain);
@@ -226,7 +236,8 @@ __global__ void __launch_bounds__(kThreads, 1) decode_attention_kernel(DecodePar
             store8(fold + (warp * kGroup + row) * kDim + n * 8 + lane % 4 * 2,
                    {{float_to_bits(out[0][n][2 * half]), float_to_bits(out[0][n][2 * half + 1])}});
         sync_threads();
-        for (int at = threadIdx.x; at < kGroup * kPairs; at += kThreads) add_warps(rank, base, at / kPairs, at % kPairs * 2);
+        for (int at = threadIdx.x; at < kGroup * kPairs; at += kThreads)
+          add_warps(rank, base, at / kPairs, at % kPairs * 2);
         sync_threads();
       }
   };
@@ -256,8 +267,7 @@ __global__ void __launch_bounds__(kThreads, 1) decode_attention_kernel(DecodePar
 
   if (p.spread) {
     if (count == 0 && threadIdx.x < tile.rows)
-      store8(p.states + ((int64_t{tile.first_token + static_cast<int>(threadIdx.x)} * pages.n_head + head) * gridDim.y + blockIdx.y) * 2,
-             {{float_to_bits(-INFINITY), 0}});
+      store8(p.states + part_of(threadIdx.x) * 2, {{float_to_bits(-INFINITY), 0}});
     return;
   }
   for (int group = 0; group < tile.rows; group += kGroup)
@@ -310,7 +320,9 @@ __global__ void __launch_bounds__(kThreads) combine_attention_kernel(CombinePara
                    sum == 0.0f ? 0.0f : divide(total[1], sum));
 }
 
-int ranks_of(int64_t max_seq_len) { return static_cast<int>(std::min<int64_t>(kRanks, ceil_div<int64_t>(max_seq_len, kSplit))); }
+int ranks_of(int64_t max_seq_len) {
+  return static_cast<int>(std::min<int64_t>(kRanks, ceil_div<int64_t>(max_seq_len, kSplit)));
+}
 
 }  // namespace
 
@@ -337,7 +349,8 @@ void decode_attention(const AttentionCall& call, void* workspace) {
     auto bytes = [&] { return Layout<kDim>::fixed(spread) + Layout<kDim>::ring(params.slots); };
     while (params.slots > 1 && bytes() > device_limits().shared_bytes_per_block) --params.slots;
     launch("attention", decode_attention_kernel<T, kDim>,
-           Grid{dim3(static_cast<unsigned>(tiles), spread ? ranks : 1), kThreads, static_cast<size_t>(bytes())}, params);
+           Grid{dim3(static_cast<unsigned>(tiles), spread ? ranks : 1), kThreads, static_cast<size_t>(bytes())},
+           params);
   });
   if (!spread) return;
   const CombineParams combine{values, states, call.act, call.act_stride, heads, call.pages.head_dim, ranks};

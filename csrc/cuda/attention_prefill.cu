@@ -18,7 +18,7 @@ template <int kDim> constexpr int kTileRows = kWarps * 16 * kTiles<kDim>;
 // 99 KB that every GPU from sm_80 on has.
 template <int kDim> constexpr int kBlockKeys = kDim <= 128 ? 64 : 32;
 template <int kDim> constexpr int kQueryBytes = kTileRows<kDim> * kRowBytes<kDim>;
-template <int kDim> constexpr int kKeyBytes = kBlockKeys<kDim> * kRowBytes<kDim>;  // of a block's keys; its values as many
+template <int kDim> constexpr int kKeyBytes = kBlockKeys<kDim> * kRowBytes<kDim>;  // of a block's keys, or values
 template <int kDim> constexpr int kSharedBytes = kQueryBytes<kDim> + 4 * kKeyBytes<kDim>;
 static_assert(kSharedBytes<256> <= 99 * 1024, "sm_86, sm_89 and sm_120 give a block 99 KB");
 
@@ -56,8 +56,8 @@ __global__ void __launch_bounds__(kThreads, 2) prefill_attention_kernel(Attentio
       const int rows = page < 0 ? 0 : tile.keys - first;
       char* to = keys + part * kPage * kRowBytes<kDim>;
       for (int value = 0; value < 2; ++value)
-        load_keys<kDim, kPage, kThreads>(to + value * kKeyBytes<kDim>, c.pages.at(page < 0 ? 0 : page, head, value), rows,
-                                         c.pages.head_dim, threadIdx.x);
+        load_keys<kDim, kPage, kThreads>(to + value * kKeyBytes<kDim>, c.pages.at(page < 0 ? 0 : page, head, value),
+                                         rows, c.pages.head_dim, threadIdx.x);
     }
   };
   const int blocks = ceil_div(tile.keys, kKeys);
@@ -121,7 +121,8 @@ void prefill_attention(const AttentionCall& call) {
   with_head_dim(call.pages.head_dim, [&](auto dim) {
     constexpr int kDim = decltype(dim)::value;
     const unsigned blocks = static_cast<unsigned>(tile_slots(call.sequences, kTileRows<kDim>)) * call.pages.n_head;
-    launch("attention", prefill_attention_kernel<T, kDim>, Grid{dim3(blocks), kThreads, size_t{kSharedBytes<kDim>}}, call);
+    launch("attention", prefill_attention_kernel<T, kDim>, Grid{dim3(blocks), kThreads, size_t{kSharedBytes<kDim>}},
+           call);
   });
 }
 

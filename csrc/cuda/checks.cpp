@@ -47,8 +47,8 @@ void check_workspace(const TensorView& workspace, int64_t bytes, Device device) 
 
 void check_weight_type(const PackedWeight& w, const char* name, DType activations) {
   if (w.dtype != DType::i8 && w.dtype != activations)
-    throw TypeError(std::string(name) + ": expected " + dtype_name(activations) + " weights (the activations' type) or int8, got " +
-                    dtype_name(w.dtype));
+    throw TypeError(std::string(name) + ": expected " + dtype_name(activations) +
+                    " weights (the activations' type) or int8, got " + dtype_name(w.dtype));
 }
 
 void check_batch(const Batch& batch, const KVCache& cache, int64_t d, DType activations, Device device) {

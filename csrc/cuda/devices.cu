@@ -51,7 +51,8 @@ std::string why_unusable(int device) {
   }
   if (error == cudaSuccess) return "";
   cudaGetLastError();  // reported here
-  if (error != cudaErrorNoKernelImageForDevice && error != cudaErrorInvalidDeviceFunction) return cudaGetErrorString(error);
+  if (error != cudaErrorNoKernelImageForDevice && error != cudaErrorInvalidDeviceFunction)
+    return cudaGetErrorString(error);
   int major = 0, minor = 0;
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);

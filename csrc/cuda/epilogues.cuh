@@ -30,18 +30,21 @@ struct Place {
 CODEGEN_FAST_DEVICE Place find_place(const Sequences& s, int token, int num_positions, int num_pages) {
   constexpr Place idle{-1, -1};
   if (token >= s.num_tokens || s.num_seqs == 0) return idle;
-  int b = token;  // right where every sequence has one token, which most steps of decoding are made of
-  if (b >= s.num_seqs || s.query_start[b] > token || s.query_start[b + 1] <= token) {
+  // Most steps of decoding have one token a sequence: then this is right, and the three loads wait for none.
+  int b = min(token, s.num_seqs - 1), begin = s.query_start[b], end = s.query_start[b + 1], length = s.seq_lens[b];
+  if (token < begin || token >= end) {
     b = 0;
-    for (int end = s.num_seqs; end - b > 1;) {
-      const int middle = (b + end) / 2;
+    for (int behind = s.num_seqs; behind - b > 1;) {
+      const int middle = (b + behind) / 2;
       if (s.query_start[middle] <= token) b = middle;
-      else end = middle;
+      else behind = middle;
     }
+    begin = s.query_start[b];
+    end = s.query_start[b + 1];
+    length = s.seq_lens[b];
+    if (token < begin || token >= end) return idle;
   }
-  const int begin = s.query_start[b], end = s.query_start[b + 1];
-  if (token < begin || token >= end) return idle;
-  const int64_t position = int64_t{s.seq_lens[b]} - end + token;
+  const int64_t position = int64_t{length} - end + token;
   if (position < 0 || position >= num_positions || position / kPage >= s.max_pages) return idle;
   const int page = s.page_table[b * s.page_table_stride + position / kPage];
   if (page < 0 || page >= num_pages) return idle;
@@ -89,7 +92,9 @@ struct InputEpilogue {
   };
   static constexpr bool kPlaces = true, kNormalized = true;
   static constexpr int kSegments = 1;
-  CODEGEN_FAST_DEVICE Place place_of(int token) const { return find_place(sequences, token, num_positions, pages.num_pages); }
+  CODEGEN_FAST_DEVICE Place place_of(int token) const {
+    return find_place(sequences, token, num_positions, pages.num_pages);
+  }
 
   CODEGEN_FAST_DEVICE Inputs load(Place place, int, int panel, int row) const {
     const int section = w.section_of(panel), rows = w.section_rows[section];

@@ -12,9 +12,9 @@ int64_t input_product_workspace(int64_t num_tokens, const PackedWeight& w_in) {
 namespace {
 
 template <class T>
-void project(const TensorView& q_out, const TensorView& act, const KVCache& cache, const TensorView& x, const Norm& norm,
-             const PackedWeight& w_in, const TensorView& bias_in, const TensorView& rotary, int64_t n_head,
-             const Batch& batch, Phase phase, const TensorView& workspace) {
+void project(const TensorView& q_out, const TensorView& act, const KVCache& cache, const TensorView& x,
+             const Norm& norm, const PackedWeight& w_in, const TensorView& bias_in, const TensorView& rotary,
+             int64_t n_head, const Batch& batch, Phase phase, const TensorView& workspace) {
   const int tokens = static_cast<int>(batch.num_tokens);
   const InputEpilogue<T> epilogue{.w = weight_of(w_in),
                                   .q = q_out.as<T>(),
@@ -30,7 +30,8 @@ void project(const TensorView& q_out, const TensorView& act, const KVCache& cach
   if (phase == Phase::decode)
     decode_product<T>("input_product", w_in, x, nullptr, &norm, tokens, workspace.data, epilogue);
   else
-    prefill_product<T>("input_product", w_in, normalized_rows(x, nullptr, norm, w_in, workspace.data), tokens, epilogue);
+    prefill_product<T>("input_product", w_in, normalized_rows(x, nullptr, norm, w_in, workspace.data), tokens,
+                       epilogue);
 }
 
 }  // namespace
@@ -45,7 +46,8 @@ void input_product(TensorView& q_out, TensorView& act, KVCache& cache, const Ten
   if (w_in.num_sections != 4 || w_in.num_segments != 1 || w_in.section_rows[0] != d || w_in.section_rows[1] != d ||
       w_in.section_rows[2] != d)
     throw ValueError("w_in: expected sections (d, d, d, F) over one segment of d columns");
-  if (n_head < 1 || d % n_head) throw ValueError("n_head: " + std::to_string(n_head) + " does not divide " + std::to_string(d));
+  if (n_head < 1 || d % n_head)
+    throw ValueError("n_head: " + std::to_string(n_head) + " does not divide " + std::to_string(d));
   const int64_t head_dim = d / n_head;
   const DType type = activation_type(x);
   check_weight_type(w_in, "w_in", type);
@@ -62,7 +64,8 @@ void input_product(TensorView& q_out, TensorView& act, KVCache& cache, const Ten
   if (rotary_dim % 2 || rotary_dim > head_dim)
     throw ValueError("rotary: expected an even number of columns, at most the head's " + std::to_string(head_dim) +
                      ", got " + std::to_string(rotary_dim));
-  if (head_dim % 2) throw ValueError("n_head: heads of " + std::to_string(head_dim) + " dimensions; rotary needs an even number");
+  if (head_dim % 2)
+    throw ValueError("n_head: heads of " + std::to_string(head_dim) + " dimensions; rotary needs an even number");
   if (batch.max_seq_len > rotary.shape[0])
     throw ValueError("rotary: the table has " + std::to_string(rotary.shape[0]) + " positions, max_seq_len is " +
                      std::to_string(batch.max_seq_len));

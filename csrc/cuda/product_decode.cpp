@@ -35,7 +35,7 @@ DecodePlan plan_decode(const Weight& w, const DecodeShape& shape, int tokens) {
   plan.scratch = plan.table + round_up(shape.tokens * kPlaceBytes, 128);
   plan.sums = plan.scratch + round_up(kScratchBytes, 128);
   plan.sums_bytes = kStripes * shape.panels * std::min(kTileTokens, tokens) * kPanel * static_cast<int>(sizeof(float));
-  plan.activations = plan.sums + 2 * plan.sums_bytes;
+  plan.activations = plan.sums + shape.sums_buffers * plan.sums_bytes;
   auto take = [&](int64_t activation_bytes, int least_ring) {
     const int64_t ring = plan.activations + activation_bytes;
     int64_t room = half - ring;
@@ -57,7 +57,12 @@ DecodePlan plan_decode(const Weight& w, const DecodeShape& shape, int tokens) {
   take(int64_t{tokens} * plan.chunks * kChunkBytes, kLeastRing);
   if (plan.fits || !shape.may_stream) return plan;
   plan.resident = false;
-  take(int64_t{kStripes} * shape.stages * shape.tokens * kChunkBytes, 0);
+  plan.stage_bytes = round_up(tokens, kPanel) * kChunkBytes;
+  for (const int stages : {shape.stages, 2}) {
+    plan.stages = stages;
+    take(int64_t{kStripes} * stages * plan.stage_bytes, 0);
+    if (plan.fits) break;
+  }
   return plan;
 }
 

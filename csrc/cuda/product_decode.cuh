@@ -9,7 +9,7 @@
 // arrive through a ring of slots that every warp has to itself: the warp that empties a slot asks for the next piece,
 // so product warps never wait for each other. They start to fill their rings before the kernel before this one has
 // finished. Panels go in groups, so that a fragment of activations serves several. Sums of a group are handed to the
-// epilogue warps through one of two buffers, and the stream goes on meanwhile.
+// epilogue warps through one of a few buffers, and the stream goes on meanwhile.
 //
 // Activations lie in shared memory as rows of chunks of 128 bytes, 16-byte units swizzled by the row: all of them
 // (resident), or a few chunks at a time of each warp's own stripe (streamed).
@@ -30,9 +30,9 @@ static_assert(sizeof(Place) == kPlaceBytes && kRowScratch * sizeof(float) == kSc
 template <class T, class Epilogue>
 struct DecodeParams {
   Weight w;
-  Rows<T> rows;           // as they are if `normalize`, else dense and padded
+  Rows<T> rows;             // as they are if `normalize`, else dense and padded
   NormWeights norm;
-  bool normalize;         // only where kMode is resident
+  bool normalize;           // only where kMode is resident
   int first_token, tokens;  // of this launch
   DecodePlan plan;
   Epilogue epilogue;
@@ -69,13 +69,14 @@ struct Ring {
   // what is used next
   int slot, parity;
 
-  CODEGEN_FAST_DEVICE Ring(const Weight& w_, const DecodePlan& plan_, const Stripe<kSplit>& stripe_, char* shared, int warp,
-                           int first_panel, int end_panel)
+  CODEGEN_FAST_DEVICE Ring(const Weight& w_, const DecodePlan& plan_, const Stripe<kSplit>& stripe_, char* shared,
+                           int warp, int first_panel, int end_panel)
       : w(w_), plan(plan_), stripe(stripe_), end(end_panel),
         full(in_register(reinterpret_cast<Barrier*>(shared) + kSumsBarriers + warp * plan.slots)),
         data(in_register(shared + plan.ring + warp * plan.slots * plan.slot_bytes)),
         next(at(first_panel, stripe.begin)), next_chunk(stripe.begin), next_first(first_panel),
-        next_panels(stripe.begin < stripe.end ? min(kPanels, end - first_panel) : 0), next_slot(0), slot(0), parity(0) {}
+        next_panels(stripe.begin < stripe.end ? min(kPanels, end - first_panel) : 0), next_slot(0), slot(0),
+        parity(0) {}
 
   CODEGEN_FAST_DEVICE const char* at(int panel, int chunk) const {
     return w.data + panel * plan.panel_bytes + int64_t{chunk} * w.chunk_bytes();
@@ -172,18 +173,28 @@ CODEGEN_FAST_DEVICE void multiply_chunk(float (&acc)[kPanels][kTiles][4], const 
   }
 }
 
-// The sums of a round (a tile of tokens and a group of panels) in shared memory, pairs of rows:
-// [warp][panel of the group][token of the tile][pair].
-template <int kPanels>
+// The sums of a round (a tile of tokens and a group of panels) in one of kBuffers buffers in shared memory, pairs of
+// rows: [warp][panel of the group][token of the tile][pair].
+template <int kPanels, int kBuffers>
 struct Sums {
+  Barrier* full;
+  Barrier* empty;
+  int parity;
   float* data;
   int rows;  // tokens of the tile
 
   CODEGEN_FAST_DEVICE Sums(char* shared, const DecodePlan& plan, int round, int rows_)
-      : data(reinterpret_cast<float*>(shared + plan.sums + (round & 1) * plan.sums_bytes)), rows(rows_) {}
+      : full(reinterpret_cast<Barrier*>(shared) + round % kBuffers), empty(full + kBuffers),
+        parity(round / kBuffers & 1),
+        data(reinterpret_cast<float*>(shared + plan.sums + round % kBuffers * plan.sums_bytes)), rows(rows_) {}
   CODEGEN_FAST_DEVICE float* pair(int warp, int panel, int row, int pair) const {
     return data + 2 * (((warp * kPanels + panel) * rows + row) * 4 + pair);
   }
+};
+
+// What an epilogue warp does one after the other: `step` of a round, in which each of its threads has at most a pair.
+struct EpilogueStep {
+  int first, tile, round, step;
 };
 
 template <class T, bool kInt8, DecodeMode kMode, class Epilogue>
@@ -192,10 +203,9 @@ __global__ void __launch_bounds__(DecodeShape(kMode, kInt8 && Epilogue::kSegment
 decode_product_kernel(DecodeParams<T, Epilogue> p) {
   constexpr bool kSplit = kInt8 && Epilogue::kSegments > 1;
   constexpr DecodeShape kShape(kMode, kSplit);
-  constexpr int kTokens = kShape.tokens, kTiles = kShape.tiles, kPanels = kShape.panels;
+  constexpr int kTokens = kShape.tokens, kTiles = kShape.tiles, kPanels = kShape.panels, kBuffers = kShape.sums_buffers;
+  constexpr int kUnroll = kTokens == 64 ? 1 : 2;  // chunks of a piece; with 64 tokens there are no registers for more
   char* const shared = shared_memory();
-  Barrier* const sums_full = reinterpret_cast<Barrier*>(shared);
-  Barrier* const sums_empty = sums_full + 2;
   const int warp = shuffle(warp_id(), 0), lane = lane_id();  // the compiler sees that all lanes have one warp
   const int stripe_id = warp % kStripes;
   const int first_panel = static_cast<int>(int64_t{p.w.num_panels} * blockIdx.x / gridDim.x);
@@ -212,9 +222,10 @@ decode_product_kernel(DecodeParams<T, Epilogue> p) {
     sync_warp();
     ring.ask(p.plan.slots);
   } else if (threadIdx.x == kProductThreads) {
-    for (int i = 0; i < 2; ++i) {
-      barrier_init(&sums_full[i], kStripes);
-      barrier_init(&sums_empty[i], kShape.epilogue_warps);
+    for (int i = 0; i < kBuffers; ++i) {
+      const Sums<kPanels, kBuffers> sums(shared, p.plan, i, 0);
+      barrier_init(sums.full, kStripes);
+      barrier_init(sums.empty, kShape.epilogue_warps);
     }
     barrier_init_fence();
   }
@@ -231,32 +242,55 @@ decode_product_kernel(DecodeParams<T, Epilogue> p) {
       for (int i = thread; i < p.tokens; i += kThreads) table[i] = p.epilogue.place_of(p.first_token + i);
       sync_threads(kRowBarrier + 1, kThreads);
     }
-    int round = 0;
-    for (int first = first_panel; first < end_panel; first += kPanels) {
-      for (int tile = 0; tile < p.tokens; tile += kTileTokens, ++round) {
-        const int rows = min(kTileTokens, p.tokens - tile), pairs = min(kPanels, end_panel - first) * rows * 4;
-        const Sums<kPanels> sums(shared, p.plan, round, rows);
-        for (int i = thread; i < pairs; i += kThreads) {
-          const int panel = i / (rows * 4), row = i / 4 % rows, pair = i & 3, token = p.first_token + tile + row;
-          Place place{-1, -1};
-          if constexpr (Epilogue::kPlaces) place = table[tile + row];
-          const typename Epilogue::Inputs inputs = p.epilogue.load(place, token, first + panel, 2 * pair);
-          const float* scales = kInt8 && !kSplit ? p.w.scales_of(0, first + panel) + 2 * pair : nullptr;
-          const float scale0 = scales ? scales[0] : 1.0f, scale1 = scales ? scales[1] : 1.0f;
-          barrier_wait(&sums_full[round & 1], round >> 1 & 1);
-          float v0 = 0.0f, v1 = 0.0f;
-#pragma unroll
-          for (int w = 0; w < kStripes; ++w) {
-            const Bytes8 sum = load8(sums.pair(w, panel, row, pair));
-            v0 += bits_to_float(sum.v[0]);
-            v1 += bits_to_float(sum.v[1]);
-          }
-          p.epilogue.store(inputs, place, token, v0 * scale0, v1 * scale1);
-        }
-        barrier_wait(&sums_full[round & 1], round >> 1 & 1);  // warps without a pair do not run ahead either
-        sync_warp();
-        if (lane == 0) barrier_arrive(&sums_empty[round & 1]);
+    auto rows_of = [&](const EpilogueStep& s) { return min(kTileTokens, p.tokens - s.tile); };
+    auto pairs_of = [&](const EpilogueStep& s) { return min(kPanels, end_panel - s.first) * rows_of(s) * 4; };
+    struct Operands {
+      Place place;
+      typename Epilogue::Inputs inputs;
+      float scale0, scale1;
+    };
+    auto load = [&](const EpilogueStep& s) {
+      Operands o{{-1, -1}, {}, 1.0f, 1.0f};
+      const int i = s.step * kThreads + thread;
+      if (s.first >= end_panel || i >= pairs_of(s)) return o;
+      const int rows = rows_of(s), panel = s.first + i / (rows * 4), token = s.tile + i / 4 % rows, pair = i & 3;
+      if constexpr (Epilogue::kPlaces) o.place = table[token];
+      o.inputs = p.epilogue.load(o.place, p.first_token + token, panel, 2 * pair);
+      if constexpr (kInt8 && !kSplit) {
+        const float* scales = p.w.scales_of(0, panel) + 2 * pair;
+        o.scale0 = scales[0];
+        o.scale1 = scales[1];
       }
+      return o;
+    };
+    EpilogueStep now{first_panel, 0, 0, 0};
+    for (Operands operands = load(now); now.first < end_panel;) {
+      const int rows = rows_of(now), pairs = pairs_of(now), i = now.step * kThreads + thread;
+      EpilogueStep next = now;
+      const bool last = ++next.step * kThreads >= pairs;  // of the round
+      if (last) {
+        next = {now.first, now.tile + kTileTokens, now.round + 1, 0};
+        if (next.tile >= p.tokens) next = {now.first + kPanels, 0, now.round + 1, 0};
+      }
+      const Operands ahead = load(next);
+
+      const Sums<kPanels, kBuffers> sums(shared, p.plan, now.round, rows);
+      barrier_wait(sums.full, sums.parity);
+      if (i < pairs) {
+        float v0 = 0.0f, v1 = 0.0f;
+#pragma unroll
+        for (int w = 0; w < kStripes; ++w) {
+          const Bytes8 sum = load8(sums.pair(w, i / (rows * 4), i / 4 % rows, i & 3));
+          v0 += bits_to_float(sum.v[0]);
+          v1 += bits_to_float(sum.v[1]);
+        }
+        p.epilogue.store(operands.inputs, operands.place, p.first_token + now.tile + i / 4 % rows, v0 * operands.scale0,
+                         v1 * operands.scale1);
+      }
+      sync_warp();
+      if (last && lane == 0) barrier_arrive(sums.empty);
+      now = next;
+      operands = ahead;
     }
     return;
   }
@@ -266,16 +300,20 @@ decode_product_kernel(DecodeParams<T, Epilogue> p) {
   const bool resident = kMode == DecodeMode::resident || p.plan.resident;
   char* const activations = shared + p.plan.activations;
   char* const fragments = in_register(activations);  // for what takes addresses of shared memory
-  bool normalized = false;
+  // Where 16-byte unit `unit` of a resident row lies.
+  auto resident_unit = [&](int row, int unit) {
+    return activations + unit / 8 * kChunkBytes + activation_unit(row, unit & 7, columns * 2);
+  };
+  bool normalized = false;  // otherwise a warp reads what it copies itself
   if constexpr (kMode == DecodeMode::resident && Epilogue::kNormalized) {
     if (p.normalize) {
       const NormHeld held(p.norm, p.w.segment_columns[0]);
       dependency_wait();
       for (int row = 0; row < p.tokens; ++row)
         normalize_row(p.rows.row(p.first_token + row), p.w.segment_columns[0], columns, p.norm, held,
-                      reinterpret_cast<float*>(shared + p.plan.scratch), [&](int first, Bytes16 b) {
-                        store16(activations + first / kChunk * kChunkBytes + activation_unit(row, first / 8 & 7, columns * 2), b);
-                      });
+                      reinterpret_cast<float*>(shared + p.plan.scratch),
+                      [&](int first, Bytes16 b) { store16(resident_unit(row, first / 8), b); });
+      sync_threads(kRowBarrier, kProductThreads);
       normalized = true;
     }
   }
@@ -284,17 +322,17 @@ decode_product_kernel(DecodeParams<T, Epilogue> p) {
     if (resident) {
       for (int row = 0; row < p.tokens; ++row) {
         const T* from = p.rows.x + (p.first_token + row) * p.rows.stride;
-        for (int unit = threadIdx.x; unit < columns / 8; unit += kProductThreads)
-          copy_async16(activations + unit / 8 * kChunkBytes + activation_unit(row, unit & 7, columns * 2), from + unit * 8);
+        for (int unit = stripe.begin * 8 + lane; unit < stripe.end * 8; unit += kWarp)
+          copy_async16(resident_unit(row, unit), from + unit * 8);
       }
       copy_async_commit();
       copy_async_wait<0>();
+      sync_warp();
     }
   }
-  if (resident) sync_threads(kRowBarrier, kProductThreads);
 
   // the product
-  char* const streamed = fragments + warp * kShape.stages * kTokens * kChunkBytes;
+  char* const streamed = fragments + warp * p.plan.stages * p.plan.stage_bytes;
   uint32_t at[kTiles];
 #pragma unroll
   for (int m = 0; m < kTiles; ++m) {
@@ -305,11 +343,11 @@ decode_product_kernel(DecodeParams<T, Epilogue> p) {
   int next_chunk = stripe.begin, next_first = first_panel, next_stage = 0;  // of streamed activations
   auto ask_activations = [&] {
     if (next_first < end_panel && stripe.begin < stripe.end) {
-      char* const to = streamed + next_stage * kTokens * kChunkBytes;
+      char* const to = streamed + next_stage * p.plan.stage_bytes;
       const T* from = p.rows.x + p.first_token * p.rows.stride + int64_t{next_chunk} * kChunk;
       for (int i = lane; i < p.tokens * 8; i += kWarp)
         copy_async16(to + activation_unit(i / 8, i & 7, kChunkBytes), from + i / 8 * p.rows.stride + (i & 7) * 8);
-      next_stage = next_stage + 1 == kShape.stages ? 0 : next_stage + 1;
+      next_stage = next_stage + 1 == p.plan.stages ? 0 : next_stage + 1;
       if (++next_chunk == stripe.end) {
         next_chunk = stripe.begin;
         next_first += kPanels;
@@ -318,7 +356,7 @@ decode_product_kernel(DecodeParams<T, Epilogue> p) {
     copy_async_commit();
   };
   if (!resident)
-    for (int i = 0; i < kShape.stages; ++i) ask_activations();
+    for (int i = 0; i < p.plan.stages; ++i) ask_activations();
 
   int stage = 0, round = 0;
   for (int first = first_panel; first < end_panel; first += kPanels) {
@@ -354,14 +392,17 @@ decode_product_kernel(DecodeParams<T, Epilogue> p) {
       const int chunks = stripe.piece(chunk, p.plan.piece);
       const char* b[kPanels];
 #pragma unroll
-      for (int g = 0; g < kPanels; ++g) b[g] = g < count ? ring.take() + lane * 16 : b[0];  // its sums are not looked at
+      for (int g = 0; g < kPanels; ++g)
+        b[g] = g < count ? ring.take() + lane * 16 : b[0];  // nobody looks at the sums of a panel that there is not
+#pragma unroll kUnroll
       for (int c = 0; c < chunks; ++c) {
         const char* a = fragments + (chunk + c) * kChunkBytes;
         if (!resident) {
-          copy_async_wait<kShape.stages - 1>();
+          if (p.plan.stages == 2) copy_async_wait<1>();
+          else copy_async_wait<kShape.stages - 1>();
           sync_warp();
-          a = streamed + stage * kTokens * kChunkBytes;
-          stage = stage + 1 == kShape.stages ? 0 : stage + 1;
+          a = streamed + stage * p.plan.stage_bytes;
+          stage = stage + 1 == p.plan.stages ? 0 : stage + 1;
         }
         multiply_chunk<T, kInt8, kTokens>(acc, a, at, p.tokens, b, c * kPanel * kChunk * (kInt8 ? 1 : 2));
         if (!resident) {
@@ -387,8 +428,8 @@ decode_product_kernel(DecodeParams<T, Epilogue> p) {
     for (int m = 0; m < kTiles; ++m) {
       if (m * kTileTokens >= p.tokens) break;
       const int rows = min(kTileTokens, p.tokens - m * kTileTokens), row = lane >> 2;
-      const Sums<kPanels> sums(shared, p.plan, round, rows);
-      barrier_wait(&sums_empty[round & 1], (round >> 1 & 1) ^ 1);
+      const Sums<kPanels, kBuffers> sums(shared, p.plan, round, rows);
+      barrier_wait(sums.empty, sums.parity ^ 1);
 #pragma unroll
       for (int g = 0; g < kPanels; ++g) {
         const float* v = acc[g][m];
@@ -398,17 +439,18 @@ decode_product_kernel(DecodeParams<T, Epilogue> p) {
           store8(sums.pair(warp, g, row + 8, lane & 3), {{float_to_bits(v[2]), float_to_bits(v[3])}});
       }
       sync_warp();
-      if (lane == 0) barrier_arrive(&sums_full[round & 1]);
+      if (lane == 0) barrier_arrive(sums.full);
       ++round;
     }
   }
 }
 
+// Launches for the next tokens, `most` of those left; false if they do not fit in shared memory.
 template <class T, DecodeMode kMode, class Epilogue>
-bool launch_decode(const char* name, DecodeParams<T, Epilogue>& p) {
+bool launch_decode(const char* name, DecodeParams<T, Epilogue>& p, int left, int most) {
   const bool int8 = p.w.element_bytes == 1;
   const DecodeShape shape(kMode, int8 && Epilogue::kSegments > 1);
-  p.tokens = std::min(p.tokens, shape.tokens);
+  p.tokens = std::min(left, most);
   p.plan = plan_decode(p.w, shape, p.tokens);
   if (!p.plan.fits) return false;
   const Grid grid{.blocks = dim3(std::min(p.w.num_panels, device_limits().multiprocessors)),
@@ -427,7 +469,8 @@ void decode_product(const char* name, const PackedWeight& packed, const TensorVi
   DecodeParams<T, Epilogue> p{};
   p.w = weight_of(packed);
   p.epilogue = epilogue;
-  p.normalize = norm && tokens <= kNormalizedTokens && plan_decode(p.w, DecodeShape(DecodeMode::resident, false), tokens).fits;
+  p.normalize = norm && tokens <= kNormalizedTokens &&
+                plan_decode(p.w, DecodeShape(DecodeMode::resident, false), tokens).fits;
   if (p.normalize) {
     p.rows = Rows<T>{x.as<T>(), x.strides[0], index ? index->as<int32_t>() : nullptr, static_cast<int>(x.shape[0])};
     p.norm = NormWeights{norm->weight.as<float>(), norm->bias.as<float>(), norm->eps};
@@ -438,15 +481,12 @@ void decode_product(const char* name, const PackedWeight& packed, const TensorVi
 
   for (int done = 0; done < tokens; done += p.tokens) {
     const int left = tokens - done;
-    auto try_mode = [&]<DecodeMode kMode>() {
-      p.tokens = left;
-      return launch_decode<T, kMode>(name, p);
-    };
     p.first_token = done;
-    if (left > 16 && try_mode.template operator()<DecodeMode::many>()) continue;
-    if (left > 8 && try_mode.template operator()<DecodeMode::some>()) continue;
-    if (try_mode.template operator()<DecodeMode::resident>()) continue;
-    if (try_mode.template operator()<DecodeMode::few>()) continue;
+    if (left > 16 && launch_decode<T, DecodeMode::many>(name, p, left, 64)) continue;
+    if (left > 16 && launch_decode<T, DecodeMode::many>(name, p, left, 32)) continue;
+    if (left > 8 && launch_decode<T, DecodeMode::some>(name, p, left, 16)) continue;
+    if (launch_decode<T, DecodeMode::resident>(name, p, left, 8)) continue;
+    if (launch_decode<T, DecodeMode::few>(name, p, left, 8)) continue;
     throw ValueError(std::string(name) + ": " + std::to_string(p.w.num_chunks() * kChunk) +
                      " columns do not fit this GPU's shared memory");
   }

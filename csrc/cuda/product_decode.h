@@ -8,7 +8,8 @@ namespace codegen_fast::cuda {
 constexpr int kStripes = 8;             // product warps of a block
 constexpr int kChunkBytes = kChunk * 2; // of a row of activations
 constexpr int kTileTokens = 16;         // of a tile of the tensor cores, and of a buffer of sums
-constexpr int kSumsBarriers = 4;        // at the beginning of shared memory; the rings' come behind them
+constexpr int kMaxSumsBuffers = 4;
+constexpr int kSumsBarriers = 2 * kMaxSumsBuffers;  // at the beginning of shared memory; the rings' come behind them
 constexpr int kPlaceBytes = 8;          // where a token stands
 constexpr int kScratchBytes = 64;       // of LayerNorm
 constexpr int kNormalizedTokens = 2;    // up to so many, every block normalises the rows itself
@@ -27,8 +28,9 @@ struct DecodeShape {
   int tokens;
   int tiles;           // of up to 16 tokens
   int panels;          // of a group
-  int stages;          // streamed chunks of activations that a warp holds
+  int stages;          // streamed chunks of activations that a warp holds; 2 where there is no room for them
   int epilogue_warps;
+  int sums_buffers;
   int blocks;          // that a multiprocessor should be able to hold
 
   CODEGEN_FAST_BOTH constexpr DecodeShape(DecodeMode mode, bool split)
@@ -38,6 +40,7 @@ struct DecodeShape {
         panels(tokens == 8 || (tokens == 64 && split) ? 2 : 4),
         stages(tokens == 64 ? 2 : 4),
         epilogue_warps(tokens == 8 ? 1 : 4),
+        sums_buffers(tokens == 8 ? 4 : 2),
         blocks(tokens == 8 ? 2 : 1) {}
   CODEGEN_FAST_BOTH constexpr int threads() const { return (kStripes + epilogue_warps) * 32; }
 };
@@ -50,7 +53,9 @@ struct DecodePlan {
   int piece;      // chunks of a panel in a slot of the ring
   int slots;      // of a warp
   int slot_bytes;
-  // byte offsets in shared memory: where tokens stand, LayerNorm's scratch, sums (two buffers), activations, ring
+  int stages;     // of a warp, where activations are streamed
+  int stage_bytes;
+  // byte offsets in shared memory: where tokens stand, LayerNorm's scratch, buffers of sums, activations, ring
   int table, scratch, sums, sums_bytes, activations, ring;
   int shared_bytes;
 };

@@ -38,10 +38,15 @@ struct Rows {
   }
 };
 
-CODEGEN_FAST_BOTH inline bool is_aligned(const void* p, int bytes) { return (reinterpret_cast<uintptr_t>(p) & (bytes - 1)) == 0; }
+CODEGEN_FAST_BOTH inline bool is_aligned(const void* p, int bytes) {
+  return (reinterpret_cast<uintptr_t>(p) & (bytes - 1)) == 0;
+}
 
-// Eight elements of a row from `first` on, zeros behind its end. `vector`: its length is a multiple of 8 and it begins
-// on a multiple of 16 bytes.
+CODEGEN_FAST_DEVICE bool takes_vectors(const void* row, int columns) {
+  return columns % kRowVector == 0 && is_aligned(row, 16);
+}
+
+// Eight elements of a row from `first` on, zeros behind its end. vector: takes_vectors(row).
 template <class T>
 CODEGEN_FAST_DEVICE void load_elements(float (&v)[kRowVector], const T* row, int first, int columns, bool vector) {
   if (!vector || first >= columns) {
@@ -83,19 +88,19 @@ struct NormHeld {
     const int own = threadIdx.x * kRowVector;
 #pragma unroll
     for (int j = 0; j < kRowHeld; ++j) {
-      load_elements(weight[j], norm.weight, own + j * kRowStep, columns, columns % kRowVector == 0 && is_aligned(norm.weight, 16));
-      load_elements(bias[j], norm.bias, own + j * kRowStep, columns, columns % kRowVector == 0 && is_aligned(norm.bias, 16));
+      load_elements(weight[j], norm.weight, own + j * kRowStep, columns, takes_vectors(norm.weight, columns));
+      load_elements(bias[j], norm.bias, own + j * kRowStep, columns, takes_vectors(norm.bias, columns));
     }
   }
 };
 
-// layer_norm(x), rounded to T; a null x gives NaN. sink(first, Bytes16) takes the elements first .. first + 8, for every
-// multiple of 8 below `padded` (a multiple of 8, at least `columns`); elements behind the row's end are zeros.
+// layer_norm(x), rounded to T; a null x gives NaN. sink(first, Bytes16) takes the elements first .. first + 8, for
+// every multiple of 8 below `padded` (a multiple of 8, at least `columns`); elements behind the row's end are zeros.
 // Calls may follow one another without a barrier between.
 template <class T, class Sink>
-CODEGEN_FAST_DEVICE void normalize_row(const T* x, int columns, int padded, const NormWeights& norm, const NormHeld& held,
-                                       float* scratch, const Sink& sink) {
-  const bool vector = columns % kRowVector == 0 && is_aligned(x, 16);
+CODEGEN_FAST_DEVICE void normalize_row(const T* x, int columns, int padded, const NormWeights& norm,
+                                       const NormHeld& held, float* scratch, const Sink& sink) {
+  const bool vector = takes_vectors(x, columns);
   const int own = threadIdx.x * kRowVector, rest = own + kRowHeld * kRowStep, end = x ? columns : 0;
   float kept[kRowHeld][kRowVector], v[kRowVector];
 
@@ -112,7 +117,8 @@ CODEGEN_FAST_DEVICE void normalize_row(const T* x, int columns, int padded, cons
 #pragma unroll
     for (int i = 0; i < kRowVector; ++i) sum += v[i];
   }
-  const float mean = x ? divide(sum_over_threads(sum, scratch), static_cast<float>(columns)) : bits_to_float(0x7fc00000u);
+  sum = sum_over_threads(sum, scratch);
+  const float mean = x ? divide(sum, static_cast<float>(columns)) : bits_to_float(0x7fc00000u);  // NaN
 
   float square = 0.0f;
   auto add_square = [&](const float(&w)[kRowVector], int first) {
@@ -132,7 +138,8 @@ CODEGEN_FAST_DEVICE void normalize_row(const T* x, int columns, int padded, cons
   const float variance = divide(sum_over_threads(square, scratch + kRowThreads / kWarp), static_cast<float>(columns));
   const float scale = divide(1.0f, square_root(variance + norm.eps));
 
-  auto put = [&](const float(&w)[kRowVector], const float(&weight)[kRowVector], const float(&bias)[kRowVector], int first) {
+  using Vector = float[kRowVector];
+  auto put = [&](const Vector& w, const Vector& weight, const Vector& bias, int first) {
     Bytes16 packed;
 #pragma unroll
     for (int i = 0; i < kRowVector; i += 2) {
@@ -149,8 +156,8 @@ CODEGEN_FAST_DEVICE void normalize_row(const T* x, int columns, int padded, cons
   for (int first = rest; first < padded; first += kRowStep) {
     float weight[kRowVector], bias[kRowVector];
     load_elements(v, x, first, end, vector);
-    load_elements(weight, norm.weight, first, columns, columns % kRowVector == 0 && is_aligned(norm.weight, 16));
-    load_elements(bias, norm.bias, first, columns, columns % kRowVector == 0 && is_aligned(norm.bias, 16));
+    load_elements(weight, norm.weight, first, columns, takes_vectors(norm.weight, columns));
+    load_elements(bias, norm.bias, first, columns, takes_vectors(norm.bias, columns));
     put(v, weight, bias, first);
   }
 }

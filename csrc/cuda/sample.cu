@@ -265,7 +265,8 @@ struct Kept {
 };
 
 // The bins hold the masses by z.
-CODEGEN_FAST_DEVICE Kept keep_top_p(Shared& s, const Scratch& scratch, int count, float top_p, int64_t total, int bits) {
+CODEGEN_FAST_DEVICE Kept keep_top_p(Shared& s, const Scratch& scratch, int count, float top_p, int64_t total,
+                                    int bits) {
   // Less than `wanted` before a token: it stays. So does the first in any case.
   const double exact = static_cast<double>(top_p) * static_cast<double>(total);
   int64_t wanted = static_cast<int64_t>(exact);

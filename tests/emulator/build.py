@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -50,9 +51,9 @@ def _compiler_version(command: tuple[str, ...]) -> str:
     try:
         run = subprocess.run([*command, "-v"], capture_output=True, text=True)
     except FileNotFoundError:
-        raise BuildError(f"the CUDA emulator needs g++ 12 or newer, and there is no {command[0]} (set CXX to name it)") from None
+        raise BuildError(f"the CUDA emulator needs g++ 12 or newer (set CXX); there is no {command[0]}") from None
     if "gcc version" not in run.stderr:
-        raise BuildError(f"the CUDA emulator needs g++ 12 or newer; {' '.join(command)} is another compiler (set CXX to name g++)")
+        raise BuildError(f"the CUDA emulator needs g++ 12 or newer (set CXX); {' '.join(command)} is another compiler")
     return run.stderr
 
 
@@ -135,17 +136,21 @@ def engine_sources() -> list[tuple[Path, tuple[str, ...]]]:
     return [(path, (*COMMON, *ENGINE)) for path in sorted((HERE / "engine").glob("*.cpp"))]
 
 
-def link(name: str, sources: list[tuple[Path, tuple[str, ...]]], partial: bool = False) -> Path:
+def link(
+    name: str, sources: list[tuple[Path, tuple[str, ...]]], partial: bool = False, keep: Path | None = None
+) -> Path:
     """Compiles on all cores and links the extension ``name``; returns its path, which follows from its contents.
 
     partial: sources that do not compile are left out and printed, and calling what they lack crashes; for work on one
     kernel while another is broken.
+    keep: where to put the extension, and the objects of sources that lie below, instead of into the cache.
     """
-    folder = cache_folder()
+    shared = cache_folder()
+    folder = keep or shared
 
     def compiled(source: tuple[Path, tuple[str, ...]]) -> Path | None:
         try:
-            return compile_object(*source, folder)
+            return compile_object(*source, folder if folder in source[0].parents else shared)
         except BuildError as error:
             if not partial or source[0].parent.name != "cuda":
                 raise
@@ -155,7 +160,8 @@ def link(name: str, sources: list[tuple[Path, tuple[str, ...]]], partial: bool =
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = [path for path in pool.map(compiled, sources) if path]
     flags = ["-shared", *(["-Wl,-z,lazy"] if partial else [])]
-    target = folder / _hash(name, *flags, *(path.name for path in objects)) / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    target = folder / _hash(name, *flags, *(path.name for path in objects)) / f"{name}{suffix}"
     if target.exists():
         return target
     target.parent.mkdir(exist_ok=True)
@@ -170,9 +176,18 @@ def link(name: str, sources: list[tuple[Path, tuple[str, ...]]], partial: bool =
 
 
 def load(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
+    # The folder's hash tells builds apart, which pybind11 and Python know modules by name.
+    spec = importlib.util.spec_from_file_location(f"{path.parent.name}.{name}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def _load_module(path: Path) -> ModuleType:
+    import torch
+
+    module = load("_C_emulated", path)
+    module.bind_torch(torch.Tensor, torch.nn.Parameter, torch.Tensor.__dlpack_c_exchange_api__)
     return module
 
 
@@ -182,8 +197,20 @@ def emulated_module(arch: int = 90, partial: bool = False) -> ModuleType:
 
     arch: 90, or 80 for the paths that the kernels take below Hopper.
     """
-    import torch
+    return _load_module(link("_C_emulated", _sources(arch, partial), partial))
 
-    module = load("_C_emulated", link("_C_emulated", _sources(arch, partial), partial))
-    module.bind_torch(torch.Tensor, torch.nn.Parameter, torch.Tensor.__dlpack_c_exchange_api__)
-    return module
+
+def mutated_module(folder: Path, compiled: str, file: str, text: str, replacement: str) -> ModuleType:
+    """As ``emulated_module``, with a piece of the text of csrc/cuda/``file`` replaced in the kernels of ``compiled``.
+
+    folder: an empty one, for a copy of the sources.
+    """
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    path = folder / "csrc" / "cuda" / file
+    original = path.read_text()
+    if original.count(text) != 1:
+        raise ValueError(f"{text!r} stands {original.count(text)} times in {file}, expected once")
+    path.write_text(original.replace(text, replacement))
+    sources = [(folder / "csrc" / "cuda" / source.name if source.name == compiled else source, flags)
+               for source, flags in _sources(90, False)]  # fmt: skip
+    return _load_module(link("_C_emulated", sources, keep=folder))

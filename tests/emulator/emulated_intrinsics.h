@@ -66,8 +66,12 @@ template <class T> CODEGEN_FAST_DEVICE uint32_t pack2(float low, float high) {
   static_assert(std::is_same_v<T, f16> || std::is_same_v<T, bf16>);
   return from_float<T>(low).bits | static_cast<uint32_t>(from_float<T>(high).bits) << 16;
 }
-template <class T> CODEGEN_FAST_DEVICE float low_float(uint32_t pair) { return to_float(T{static_cast<uint16_t>(pair)}); }
-template <class T> CODEGEN_FAST_DEVICE float high_float(uint32_t pair) { return to_float(T{static_cast<uint16_t>(pair >> 16)}); }
+template <class T> CODEGEN_FAST_DEVICE float low_float(uint32_t pair) {
+  return to_float(T{static_cast<uint16_t>(pair)});
+}
+template <class T> CODEGEN_FAST_DEVICE float high_float(uint32_t pair) {
+  return to_float(T{static_cast<uint16_t>(pair >> 16)});
+}
 
 template <class T> CODEGEN_FAST_DEVICE void dequantize4(uint32_t q, uint32_t out[2]) {
   float v[4];
@@ -128,11 +132,17 @@ template <class T> CODEGEN_FAST_DEVICE T load_as(const void* p, Where where) {
   return v;
 }
 CODEGEN_FAST_DEVICE Bytes16 load16(const void* p, Where where = Where::current()) { return load_as<Bytes16>(p, where); }
-CODEGEN_FAST_DEVICE void store16(void* p, Bytes16 b, Where where = Where::current()) { emulator::store(p, &b, 16, where); }
+CODEGEN_FAST_DEVICE void store16(void* p, Bytes16 b, Where where = Where::current()) {
+  emulator::store(p, &b, 16, where);
+}
 CODEGEN_FAST_DEVICE Bytes8 load8(const void* p, Where where = Where::current()) { return load_as<Bytes8>(p, where); }
 CODEGEN_FAST_DEVICE void store8(void* p, Bytes8 b, Where where = Where::current()) { emulator::store(p, &b, 8, where); }
-CODEGEN_FAST_DEVICE uint32_t load4(const void* p, Where where = Where::current()) { return load_as<uint32_t>(p, where); }
-CODEGEN_FAST_DEVICE void store4(void* p, uint32_t v, Where where = Where::current()) { emulator::store(p, &v, 4, where); }
+CODEGEN_FAST_DEVICE uint32_t load4(const void* p, Where where = Where::current()) {
+  return load_as<uint32_t>(p, where);
+}
+CODEGEN_FAST_DEVICE void store4(void* p, uint32_t v, Where where = Where::current()) {
+  emulator::store(p, &v, 4, where);
+}
 
 CODEGEN_FAST_DEVICE int32_t atomic_add(int32_t* p, int32_t v, Where where = Where::current()) {
   return static_cast<int32_t>(emulator::atomic_add(p, static_cast<uint32_t>(v), where));
@@ -149,7 +159,8 @@ CODEGEN_FAST_DEVICE void store_release_system(int64_t* p, int64_t v, Where where
 
 // ---- Asynchronous copies -----------------------------------------------------------------------
 
-CODEGEN_FAST_DEVICE void copy_async16(void* shared, const void* global, bool valid = true, Where where = Where::current()) {
+CODEGEN_FAST_DEVICE void copy_async16(void* shared, const void* global, bool valid = true,
+                                      Where where = Where::current()) {
   emulator::copy_async16(shared, global, valid, where);
 }
 CODEGEN_FAST_DEVICE void copy_async_commit() { emulator::copy_async_commit(); }
@@ -161,7 +172,9 @@ CODEGEN_FAST_DEVICE void barrier_init(Barrier* b, uint32_t arrivals, Where where
   emulator::barrier_init(b, arrivals, where);
 }
 CODEGEN_FAST_DEVICE void barrier_init_fence() { emulator::barrier_init_fence(); }
-CODEGEN_FAST_DEVICE void barrier_arrive(Barrier* b, Where where = Where::current()) { emulator::barrier_arrive(b, where); }
+CODEGEN_FAST_DEVICE void barrier_arrive(Barrier* b, Where where = Where::current()) {
+  emulator::barrier_arrive(b, where);
+}
 CODEGEN_FAST_DEVICE void barrier_wait(Barrier* b, uint32_t parity, Where where = Where::current()) {
   emulator::barrier_wait(b, parity, where);
 }
@@ -185,12 +198,14 @@ CODEGEN_FAST_DEVICE void load_matrix2(uint32_t r[2], const void* row, Where wher
 }
 
 template <class T>
-CODEGEN_FAST_DEVICE void mma16x8x16(float d[4], const uint32_t a[4], const uint32_t b[2], Where where = Where::current()) {
+CODEGEN_FAST_DEVICE void mma16x8x16(float d[4], const uint32_t a[4], const uint32_t b[2],
+                                      Where where = Where::current()) {
   static_assert(std::is_same_v<T, f16> || std::is_same_v<T, bf16>);
   if constexpr (std::is_same_v<T, f16>) emulator::mma_f16(d, a, b, where);
   else emulator::mma_bf16(d, a, b, where);
 }
-CODEGEN_FAST_DEVICE void mma16x8x32(int32_t d[4], const uint32_t a[4], const uint32_t b[2], Where where = Where::current()) {
+CODEGEN_FAST_DEVICE void mma16x8x32(int32_t d[4], const uint32_t a[4], const uint32_t b[2],
+                                      Where where = Where::current()) {
   emulator::mma_s8(d, a, b, where);
 }
 

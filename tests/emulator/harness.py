@@ -13,12 +13,13 @@ from .build import BINDING, COMMON, HERE, KERNELS, ROOT, engine_sources, link
 class Kernels:
     """The kernels of a .cu file that defines kKernels (kernels/harness.h)."""
 
-    def __init__(self, source: Path, arch: int = 90):
+    def __init__(self, source: Path, arch: int = 90, keep: Path | None = None):
+        """keep: build.link"""
         module = f"-DCODEGEN_FAST_EMULATED_SM={arch}"
         sources = [(source, (*COMMON, module, f"-I{HERE / 'kernels'}", *KERNELS))]
         sources += [(HERE / "kernels" / "harness.cpp", (*COMMON, module, *BINDING))]
         sources += [(ROOT / "csrc" / "cuda" / "launch.cpp", (*COMMON, *BINDING))]
-        self._library = ctypes.CDLL(str(link("emulated_kernels", sources + engine_sources())))
+        self._library = ctypes.CDLL(str(link("emulated_kernels", sources + engine_sources(), keep=keep)))
         self._library.run.restype = self._library.replay.restype = ctypes.c_char_p
 
     def run(self, kernel: str, buffers: dict[str, np.ndarray], numbers=(), *, grid=1, threads=32, shared=0, seed=0,

@@ -96,7 +96,8 @@ void add_argument(Regions& r, KVCache& c) { add(r, c.pages, true); }
 void add_argument(Regions& r, const KVCache& c) { add(r, c.pages, false, true); }
 void add_argument(Regions& r, HostRing& ring) { add(r, ring.slots, true); }
 void add_argument(Regions& r, const SamplingParams& p) {
-  for (const TensorView* t : {&p.temperature, &p.top_k, &p.top_p, &p.seed, &p.sample_index, &p.position}) add(r, *t, false);
+  for (const TensorView* t : {&p.temperature, &p.top_k, &p.top_p, &p.seed, &p.sample_index, &p.position})
+    add(r, *t, false);
 }
 void add_argument(Regions&, int64_t) {}
 void add_argument(Regions&, Phase) {}
@@ -143,7 +144,8 @@ class EmulatedGraph : public Graph {
 std::unique_ptr<Graph> new_graph(Device) { return std::make_unique<EmulatedGraph>(); }
 
 #define CODEGEN_FAST_CHECKED(op) Checked<&cuda::op>::run,
-const Backend kEmulatedBackend = {"cuda", run_emulated, finished, new_graph, CODEGEN_FAST_FOR_EACH_OP(CODEGEN_FAST_CHECKED)
+const Backend kEmulatedBackend = {"cuda", run_emulated, finished, new_graph,
+                                  CODEGEN_FAST_FOR_EACH_OP(CODEGEN_FAST_CHECKED)
                                   CODEGEN_FAST_FOR_EACH_SIZE(CODEGEN_FAST_CHECKED)};
 #undef CODEGEN_FAST_CHECKED
 

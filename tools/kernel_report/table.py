@@ -17,7 +17,7 @@ REGISTER_UNIT = 8
 
 
 def format_table(kernels: list[Kernel], compiler: str) -> str:
-    """Rows of one architecture. spill: bytes; local: instructions that touch local memory; uses: what else is watched."""
+    """Rows of one architecture. spill: bytes; local: instructions on local memory; uses: what else is watched."""
     rows = [COLUMNS] + [
         (k.name, f"{k.registers}", f"{k.shared}", f"{k.stack}", "-" if k.spill is None else f"{k.spill}", f"{k.local}",
          " ".join(sorted(_uses(k))) or "-")

@@ -49,7 +49,8 @@ int find_barrier(const uint64_t* b, const char* what, Where where) {
       fail(std::string(what) + ": the mbarrier at shared memory + " + std::to_string(place) + " has been overwritten",
            place_of(where));
     }
-  fail(std::string(what) + ": no barrier_init() of shared memory + " + std::to_string(place) + " (or not yet)", place_of(where));
+  fail(std::string(what) + ": no barrier_init() of shared memory + " + std::to_string(place) + " (or not yet)",
+      place_of(where));
 }
 
 // Ends the phase when all have arrived and all bytes are there.
@@ -81,7 +82,8 @@ void deliver_copy(const Copy& c) {
 
 void sync_threads(Where where) {
   if (g.alive != g.num_threads)
-    fail("sync_threads while " + std::to_string(g.num_threads - g.alive) + " threads of the block have exited", place_of(where));
+    fail("sync_threads while " + std::to_string(g.num_threads - g.alive) + " threads of the block have exited",
+        place_of(where));
   name_barrier_arrive(0, g.num_threads, where);
 }
 
@@ -176,7 +178,8 @@ void barrier_wait(uint64_t* b, uint32_t parity, Where where) {
 void stream_copy(uint64_t* b, void* shared, const void* global, uint32_t bytes, bool by_lanes, Where where) {
   Fiber& f = *g.current;
   const int i = find_barrier(b, "stream_copy", where);
-  if (!g.barriers[i].fenced) fail("stream_copy on an mbarrier without barrier_init_fence() after barrier_init()", place_of(where));
+  if (!g.barriers[i].fenced)
+    fail("stream_copy on an mbarrier without barrier_init_fence() after barrier_init()", place_of(where));
   check_aligned(reinterpret_cast<uintptr_t>(shared), 16, "stream_copy to", where);
   check_aligned(reinterpret_cast<uintptr_t>(global), 16, "stream_copy from", where);
   check_aligned(bytes, 16, "the size of a stream_copy", where);
@@ -198,7 +201,8 @@ void stream_copy(uint64_t* b, void* shared, const void* global, uint32_t bytes, 
     m.copied = m.phase + 1;
     arrive(m, &where);
     release(f.warp(), m.arriving);
-    g.events.push_back({.barrier = i, .to = static_cast<char*>(shared), .from = static_cast<const char*>(global), .bytes = bytes});
+    char* const to = static_cast<char*>(shared);
+    g.events.push_back({.barrier = i, .to = to, .from = static_cast<const char*>(global), .bytes = bytes});
   }
   sync_warp(where);
 }
@@ -226,7 +230,8 @@ void poison(char* to, size_t bytes) { std::memset(to, kPoison, bytes); }
 std::string describe_barrier(int place) {
   for (const MemoryBarrier& b : g.barriers)
     if (static_cast<int>(b.place) == place)
-      return "at shared memory + " + std::to_string(place) + " (" + std::to_string(b.phase) + " phases complete, in this one " +
+      return "at shared memory + " + std::to_string(place) + " (" + std::to_string(b.phase) +
+             " phases complete, in this one " +
              std::to_string(b.pending) + " of " + std::to_string(b.expected) + " arrivals" +
              (b.bytes ? " and " + std::to_string(b.bytes) + " bytes" : "") + " missing)";
   return "";

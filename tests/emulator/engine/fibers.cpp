@@ -14,7 +14,8 @@ namespace codegen_fast::emulator {
 
 char* new_stack() {
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  void* p = mmap(nullptr, kStackBytes + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  void* p = mmap(nullptr, kStackBytes + page, PROT_READ | PROT_WRITE, kFlags, -1, 0);
   if (p == MAP_FAILED) throw std::bad_alloc();
   mprotect(p, page, PROT_NONE);
   return static_cast<char*>(p) + page;

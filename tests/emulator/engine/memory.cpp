@@ -76,7 +76,8 @@ std::string describe(uintptr_t a, size_t n) {
   for (const Region& r : *g.launch->memory) {
     if (r.period && a >= r.begin && a < r.end)
       return bytes_string((a - r.begin) % r.period + n - r.row_bytes) + " past the end of row " +
-             std::to_string((a - r.begin) / r.period) + " of '" + r.name + "' (rows of " + bytes_string(r.row_bytes) + ", " +
+             std::to_string((a - r.begin) / r.period) + " of '" + r.name + "' (rows of " +
+             bytes_string(r.row_bytes) + ", " +
              std::to_string(r.period) + " apart)";
     consider("'" + r.name + "'", r.begin, r.end);
   }
@@ -137,7 +138,9 @@ void check_other(uintptr_t a, size_t n, Access kind, const void* return_address,
 
   const bool write = kind != Access::read;
   const bool depends = g.current->depends;
-  auto legal = [&](const Region& r) { return (!write || r.writable) && (depends || (r.early && !write)) && inside(r, a, n); };
+  auto legal = [&](const Region& r) {
+    return (!write || r.writable) && (depends || (r.early && !write)) && inside(r, a, n);
+  };
   for (const Region* r : g_last)
     if (r && legal(*r)) return;
   const Region* read_only = nullptr;
@@ -230,13 +233,15 @@ inline void access(const void* p, bool write, const void* from) {
   if (!t_in_kernel) return;
   const uintptr_t a = reinterpret_cast<uintptr_t>(p);
   if (a % N)
-    fail(std::string(write ? "write" : "read") + " of " + std::to_string(N) + " bytes at " + hex(a) + ", which is misaligned",
+    fail(std::string(write ? "write" : "read") + " of " + std::to_string(N) + " bytes at " + hex(a) +
+             ", which is misaligned",
          source_line(from));
   check_access(a, N, write ? Access::write : Access::read, from, nullptr);
 }
 
 inline void access_range(const void* p, size_t n, bool write, const void* from) {
-  if (t_in_kernel && n) check_access(reinterpret_cast<uintptr_t>(p), n, write ? Access::write : Access::read, from, nullptr);
+  if (!t_in_kernel || !n) return;
+  check_access(reinterpret_cast<uintptr_t>(p), n, write ? Access::write : Access::read, from, nullptr);
 }
 }  // namespace
 

@@ -40,11 +40,13 @@ const char* name_of(Access kind) {
 [[noreturn]] void fail_race(uint32_t offset, const Seen& before, const Seen& now) {
   auto place = [](const Seen& s) { return s.return_address ? source_line(s.return_address) : place_of(s.where); };
   const int bit = std::countr_zero(static_cast<uint32_t>(before.bytes & now.bytes));
-  fail("race on shared memory + " + std::to_string(offset / kUnit * kUnit + static_cast<uint32_t>(bit)) + ": this " + name_of(now.kind) +
+  const uint32_t byte = offset / kUnit * kUnit + static_cast<uint32_t>(bit);
+  fail("race on shared memory + " + std::to_string(byte) + ": this " + name_of(now.kind) +
            " and the " + name_of(before.kind) + " by " +
            (before.lane == kSeveralLanes ? "several threads of warp " + std::to_string(before.warp)
                                          : "thread " + std::to_string(before.warp * kLanes + before.lane)) + " at " +
-           place(before) + ", with no " + (before.warp == now.warp ? "sync_warp or barrier" : "barrier") + " between them",
+           place(before) + ", with no " + (before.warp == now.warp ? "sync_warp or barrier" : "barrier") +
+           " between them",
        place(now));
 }
 
@@ -65,7 +67,8 @@ void note_shared(uint32_t offset, size_t bytes, Access kind, const void* return_
   const int warp = f.warp(), lane = f.lane();
   const Clock& known = g_clocks[warp];
   Seen now{.clock = known[warp], .stretch = g_stretch[warp], .bytes = 0, .warp = static_cast<uint8_t>(warp),
-           .lane = static_cast<uint8_t>(lane), .kind = kind, .return_address = return_address, .where = where ? *where : Where()};
+           .lane = static_cast<uint8_t>(lane), .kind = kind, .return_address = return_address,
+           .where = where ? *where : Where()};
   for (uint32_t end = offset + static_cast<uint32_t>(bytes); offset < end; offset = (offset / kUnit + 1) * kUnit) {
     const uint32_t first = offset % kUnit, n = std::min<uint32_t>(kUnit - first, end - offset);
     now.bytes = static_cast<uint16_t>(((1u << n) - 1) << first);
@@ -80,7 +83,7 @@ void note_shared(uint32_t offset, size_t bytes, Access kind, const void* return_
       const bool mine = s.warp == warp && s.lane == lane;
       if (s.bytes & now.bytes) {
         const bool ordered = mine || (s.warp == warp ? s.stretch != now.stretch : s.clock <= known[s.warp]);
-        const bool conflict = (kind != Access::read || s.kind != Access::read) && !(kind == Access::atomic && s.kind == Access::atomic);
+        const bool conflict = (kind != s.kind || kind == Access::write);
         if (!ordered && conflict) fail_race(offset, s, now);
         // Whatever would race with the one before races with this one too: it need not be kept.
         if (ordered && !(s.bytes & ~now.bytes) && (kind == s.kind || kind == Access::write || s.kind == Access::read)) {

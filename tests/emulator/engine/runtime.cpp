@@ -84,8 +84,10 @@ namespace codegen_fast::emulator {
 
 cudaError_t launch(const cudaLaunchConfig_t& config, KernelCall call) {
   const dim3 b = config.blockDim, n = config.gridDim;
-  if (b.y != 1 || b.z != 1 || b.x == 0 || b.x % kLanes || b.x > kMaxWarps * kLanes) return report(cudaErrorInvalidConfiguration);
-  if (!n.x || !n.y || !n.z || n.x > 0x7FFFFFFFu || n.y > 65535 || n.z > 65535) return report(cudaErrorInvalidConfiguration);
+  if (b.y != 1 || b.z != 1 || b.x == 0 || b.x % kLanes || b.x > kMaxWarps * kLanes)
+    return report(cudaErrorInvalidConfiguration);
+  if (!n.x || !n.y || !n.z || n.x > 0x7FFFFFFFu || n.y > 65535 || n.z > 65535)
+    return report(cudaErrorInvalidConfiguration);
   {
     const std::lock_guard lock(g_kernels_mutex);
     const auto asked = g_max_shared_bytes.find(call.kernel);
@@ -174,7 +176,9 @@ cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 
 cudaError_t cudaMalloc(void** pointer, size_t bytes) { return allocate(pointer, bytes, "memory of cudaMalloc"); }
 cudaError_t cudaFree(void* pointer) { return release(pointer); }
-cudaError_t cudaHostAlloc(void** pointer, size_t bytes, unsigned) { return allocate(pointer, bytes, "memory of cudaHostAlloc"); }
+cudaError_t cudaHostAlloc(void** pointer, size_t bytes, unsigned) {
+  return allocate(pointer, bytes, "memory of cudaHostAlloc");
+}
 cudaError_t cudaMallocHost(void** pointer, size_t bytes) { return cudaHostAlloc(pointer, bytes, 0); }
 cudaError_t cudaFreeHost(void* pointer) { return release(pointer); }
 cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned) { return *device = host, cudaSuccess; }
@@ -285,7 +289,8 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { return delete exec, cud
 
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-  if (value < 0 || static_cast<size_t>(value) > codegen_fast::emulator::kSharedLimit) return report(cudaErrorInvalidValue);
+  if (value < 0 || static_cast<size_t>(value) > codegen_fast::emulator::kSharedLimit)
+    return report(cudaErrorInvalidValue);
   const std::lock_guard lock(g_kernels_mutex);
   g_max_shared_bytes[kernel] = value;
   return cudaSuccess;

@@ -51,7 +51,7 @@ std::string describe_waiting() {
     } else {
       s += (first == last ? " waits for " : " wait for ") + std::string(f.waits_for) +
            (std::strcmp(f.waits_for, "mbarrier") == 0 ? " " + describe_barrier(f.waits_at) : "") +
-           (f.waits_at && std::strcmp(f.waits_for, "sync_threads") == 0 ? " of barrier " + std::to_string(f.waits_at) : "") +
+           (f.waits_at && std::strcmp(f.waits_for, "sync_threads") == 0 ? " " + std::to_string(f.waits_at) : "") +
            " at " + place_of(f.where);
     }
     first = last + 1;
@@ -116,7 +116,8 @@ void fiber_entry() {
 
 void check_block_end() {
   for (const MemoryBarrier& b : g.barriers)
-    if (b.copied > b.observed) fail("the block ends while a stream_copy is under way: nobody waited for its barrier", "");
+    if (b.copied > b.observed)
+      fail("the block ends while a stream_copy is under way: nobody waited for its barrier", "");
   bool depends = false;
   for (int i = 0; i < g.num_threads; ++i) depends |= g.fibers[i].depends;
   if (!depends) fail("the block ends and none of its threads has called dependency_wait()", "");
@@ -240,7 +241,8 @@ void run_grid(const GridLaunch& launch) {
     }
   } const inside;
   for (const uint32_t i : order)
-    run_block(launch, {i % launch.blocks.x, i / launch.blocks.x % launch.blocks.y, i / launch.blocks.x / launch.blocks.y});
+    run_block(launch, {i % launch.blocks.x, i / launch.blocks.x % launch.blocks.y,
+                       i / launch.blocks.x / launch.blocks.y});
 }
 
 }  // namespace codegen_fast::emulator

@@ -6,6 +6,10 @@
 namespace codegen_fast::emulator {
 namespace {
 
+bool same_place(const Where& a, const Where& b) {
+  return a.line() == b.line() && std::strcmp(a.file_name(), b.file_name()) == 0;
+}
+
 // The lanes wait here for each other; true for the last, which then does the work and calls leave().
 // `aligned`: all lanes must be at the same instruction, and not only at the same kind of one.
 bool meet(const char* name, bool aligned, Where where) {
@@ -17,8 +21,9 @@ bool meet(const char* name, bool aligned, Where where) {
   if (!w.arrived) {
     w.collective = name;
     w.where = where;
-  } else if (w.collective != name || (aligned && (w.where.line() != where.line() || w.where.file_name() != where.file_name()))) {
-    fail(std::string("is in ") + name + " while other lanes of its warp are in " + w.collective + " at " + place_of(w.where),
+  } else if (w.collective != name || (aligned && !same_place(w.where, where))) {
+    fail(std::string("is in ") + name + " while other lanes of its warp are in " + w.collective + " at " +
+             place_of(w.where),
          place_of(where));
   }
   w.arrived |= 1u << f.lane();

@@ -136,9 +136,10 @@ __global__ void never_ends(Arguments p) {
 #define KERNEL(name) {#name, name}
 const NamedKernel kKernels[] = {
     KERNEL(right), KERNEL(deadlock), KERNEL(misaligned_vector), KERNEL(misaligned_word), KERNEL(past_the_end),
-    KERNEL(past_shared_memory), KERNEL(writes_an_input), KERNEL(null_pointer), KERNEL(no_dependency_wait), KERNEL(early_read),
-    KERNEL(lanes_part), KERNEL(lanes_exit), KERNEL(stream_left_alone), KERNEL(reads_before_copy_wait), KERNEL(own_copy_too_early),
-    KERNEL(reads_before_stream_wait), KERNEL(lanes_without_sync_warp), KERNEL(another_threads_stack), KERNEL(never_ends),
+    KERNEL(past_shared_memory), KERNEL(writes_an_input), KERNEL(null_pointer), KERNEL(no_dependency_wait),
+    KERNEL(early_read), KERNEL(lanes_part), KERNEL(lanes_exit), KERNEL(stream_left_alone),
+    KERNEL(reads_before_copy_wait), KERNEL(own_copy_too_early), KERNEL(reads_before_stream_wait),
+    KERNEL(lanes_without_sync_warp), KERNEL(another_threads_stack), KERNEL(never_ends),
     {nullptr, nullptr},
 };
 

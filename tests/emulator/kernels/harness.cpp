@@ -19,7 +19,8 @@ cudaStream_t g_stream = nullptr;
 // blocks: 3 numbers. captured: the launch is recorded into a graph, and replay() runs it.
 extern "C" __attribute__((visibility("default"))) const char* run(
     const char* kernel, uint64_t seed, const int* blocks, int threads, size_t shared_bytes, int num_buffers,
-    const char* const* names, void* const* pointers, const size_t* bytes, const int* flags, const int* numbers, bool captured) {
+    const char* const* names, void* const* pointers, const size_t* bytes, const int* flags, const int* numbers,
+    bool captured) {
   try {
     emulator::set_seed(seed);
     emulator::Regions regions;
@@ -34,7 +35,8 @@ extern "C" __attribute__((visibility("default"))) const char* run(
     const emulator::MemoryScope scope(std::move(regions));
     if (captured && !g_stream) cudaStreamCreate(&g_stream);
     const cuda::StreamScope stream(0, captured ? g_stream : nullptr);
-    if (captured) cuda::check_call(cudaStreamBeginCapture(g_stream, cudaStreamCaptureModeRelaxed), "beginning a capture");
+    if (captured)
+      cuda::check_call(cudaStreamBeginCapture(g_stream, cudaStreamCaptureModeRelaxed), "beginning a capture");
     const cuda::NamedKernel* k = cuda::kKernels;
     while (k->name && std::strcmp(k->name, kernel) != 0) ++k;
     if (!k->name) throw std::runtime_error(std::string("no kernel ") + kernel);

@@ -78,7 +78,8 @@ __global__ void __launch_bounds__(32) multiply_s8(Arguments p) {
   const int g = lane_id() / 4, t = lane_id() % 4;
   uint32_t fa[4] = {}, fb[2] = {};
   for (int byte = 0; byte < 4; ++byte) {
-    for (int i = 0; i < 4; ++i) fa[i] |= static_cast<uint32_t>(a[(g + i % 2 * 8) * 32 + 4 * t + byte + i / 2 * 16]) << 8 * byte;
+    for (int i = 0; i < 4; ++i)
+      fa[i] |= static_cast<uint32_t>(a[(g + i % 2 * 8) * 32 + 4 * t + byte + i / 2 * 16]) << 8 * byte;
     for (int i = 0; i < 2; ++i) fb[i] |= static_cast<uint32_t>(b[(4 * t + byte + 16 * i) * 8 + g]) << 8 * byte;
   }
   int32_t fd[4] = {d[g * 8 + 2 * t], d[g * 8 + 2 * t + 1], d[(g + 8) * 8 + 2 * t], d[(g + 8) * 8 + 2 * t + 1]};
@@ -107,8 +108,9 @@ __global__ void __launch_bounds__(64) copies(Arguments p) {
   const int n = p.number[0], threads = blockDim.x;
   char* shared = shared_memory();
   auto issue = [&](int i) {
-    if (i < n) copy_async16(shared + (i % 2 * threads + threadIdx.x) * 16, p.as<char>(0) + (i * threads + threadIdx.x) * 16,
-                            i * threads + static_cast<int>(threadIdx.x) < p.number[1]);
+    if (i < n)
+      copy_async16(shared + (i % 2 * threads + threadIdx.x) * 16, p.as<char>(0) + (i * threads + threadIdx.x) * 16,
+                   i * threads + static_cast<int>(threadIdx.x) < p.number[1]);
     copy_async_commit();
   };
   issue(0);
