@@ -65,7 +65,8 @@ sanitize() {
       --kernel-name kns=codegen_fast --print-limit 20 --target-processes application-only \
       python3 -m pytest -q "${on_gpu[@]}" --within $((BUDGET / 3 - 50)) --spread \
       tests/test_ops_rows.py tests/test_ops_pack.py tests/test_ops_products.py tests/test_ops_attention.py \
-      tests/test_ops_edges.py tests/test_sampling_op.py >"$logs/$tool.log" 2>&1
+      tests/test_ops_edges.py tests/test_ops_idle.py tests/test_sampling_op.py tests/test_advance_op.py \
+      >"$logs/$tool.log" 2>&1
     arguments+=("$tool=$logs/$tool.log")
   done
   python3 -m bench.gpu.proofs sanitize "${arguments[@]}"

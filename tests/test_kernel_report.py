@@ -169,6 +169,7 @@ def test_what_the_check_finds(expected, changed, words):
 
 def test_a_kernel_that_is_gone_is_named(expected):
     assert table.compare([], "sm_90a", expected) == ["sm_90a product<f16, 1>: in the table, but not in the build"]
+    assert table.compare([], "sm_90a", expected, whole=False) == []
 
 
 def test_two_kernels_of_one_name_are_refused(expected):

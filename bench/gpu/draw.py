@@ -20,15 +20,16 @@ COLORS = {f"{OURS} float16": "#1a7f64", f"{OURS} int8": "#0b4f8a", "transformers
 
 
 def series(row: dict[str, Any]) -> str | None:
-    """The bar that a row of a decode result belongs to."""
+    """What a row of a decode result is drawn as."""
     if row["engine"] == OURS:
         return f"{OURS} {row['kind']}"
     return next((name for name in COLORS if row["engine"].startswith(name) and name.startswith("transformers")), None)
 
 
 def tokens_a_second(found: list[dict[str, Any]], axes, batch: int = 1, context: int = 512) -> int:
-    """Bars of every model; a line over ours where reading the bytes alone would end. Returns how many bars."""
-    bars = 0
+    """A point for every engine of every model; a line above ours where reading the bytes alone would end. Returns how
+    many points."""
+    points = 0
     here = [(model, latest(found, f"decode-{model}")) for model in MODELS]
     here = [(model, result) for model, result in here if result]
     labelled: set[str] = set()
@@ -50,17 +51,17 @@ def tokens_a_second(found: list[dict[str, Any]], axes, batch: int = 1, context: 
                 continue
             row, at = best[name], x + (i - 1.5) * 0.2
             rate = batch / seconds(row)
-            axes.bar(at, rate, 0.18, color=COLORS[name], label=once(name))
-            axes.annotate(f"{rate:.0f}", (at, rate), ha="center", va="bottom", fontsize=7, color=INK)
+            axes.plot(at, rate, "o", color=COLORS[name], label=once(name))
+            axes.annotate(f" {rate:.0f}", (at, rate), ha="left", va="center", fontsize=7, color=INK)
             if "nbytes" in row:
                 limit = batch * row["read_bandwidth"] / row["nbytes"]
                 axes.hlines(limit, at - 0.09, at + 0.09, color=INK, lw=1.5, label=once("limit of reading"))
-            bars += 1
+            points += 1
     axes.set_xticks(range(len(here)), [model for model, _ in here])
     axes.set_yscale("log")
     axes.set_ylabel(f"tokens a second, batch {batch}, context {context}")
     axes.legend(frameon=False, fontsize=7)
-    return bars
+    return points
 
 
 def roofline(result: dict[str, Any] | None, axes) -> int:
