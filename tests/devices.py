@@ -1,4 +1,4 @@
-"""The devices that the same tests run on: every instruction set of the CPU, the CUDA kernels in the emulator, and a GPU.
+"""The devices that the same tests run on: every instruction set of the CPU, CUDA in the emulator, and a GPU.
 
 A test asks for them with ``per_device``; what differs from device to device (types, arithmetic, what may be looked at)
 it asks the Device for.
@@ -163,7 +163,7 @@ def label(value) -> str:
     """A parameter in a test's id."""
     if isinstance(value, tuple) and not all(isinstance(part, int) for part in value):
         return "-".join(map(label, value))
-    return getattr(value, "name", None) or str(value).removeprefix("torch.").replace(" ", "")
+    return getattr(value, "name", None) or str(value).removeprefix("torch.").replace(", ", ",").replace(" ", "_")
 
 
 def per_device(devices=DEVICES, where: Callable[..., bool] = lambda *values: True, entered: bool = True, **axes):

@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 
 FENCE = 61  # elements on either side
-_before = FENCE  # elements before a tensor that is made now
+_lead = FENCE  # elements before a tensor that is made now
 
 
 @contextmanager
 def aligned() -> Iterator[None]:
     """Tensors made in the block start on a multiple of 64 bytes."""
-    global _before
-    _before = 64
+    global _lead
+    _lead = 64
     try:
         yield
     finally:
-        _before = FENCE
+        _lead = FENCE
 
 
 def _strided(buffer: Tensor, shape: tuple[int, ...], gap: int, before: int) -> Tensor:
@@ -44,7 +44,7 @@ def _buffer(shape: tuple[int, ...], dtype: torch.dtype, gap: int, memory: torch.
     rows = 1
     for length in shape[:-1]:
         rows *= length
-    return torch.empty(_before + rows * (shape[-1] + gap) + FENCE, dtype=dtype, device=memory)
+    return torch.empty(_lead + rows * (shape[-1] + gap) + FENCE, dtype=dtype, device=memory)
 
 
 class Fenced:
@@ -65,7 +65,7 @@ class Fenced:
         self._buffer = _buffer(shape, dtype, gap, memory)
         # 0xFF..FF is a NaN in float32, float16 and bfloat16, and not the NaN that arithmetic makes.
         self._buffer.view(torch.uint8).fill_(0xFF if dtype.is_floating_point else 0x80)
-        self._layout = (shape, gap, _before)
+        self._layout = (shape, gap, _lead)
         self.tensor = _strided(self._buffer, *self._layout)
         if values is not None:
             self.tensor.copy_(values)
@@ -102,9 +102,9 @@ def guarded(values: Tensor, gap: int = 0, memory: torch.device | str = "cpu") ->
     """A copy of an input between NaNs (integers: -128), its rows ``gap`` elements apart."""
     buffer = _buffer(tuple(values.shape), values.dtype, gap, memory)
     poison = float("nan") if values.dtype.is_floating_point else -128
-    for part in (buffer,) if gap else (buffer[:_before], buffer[-FENCE:]):
+    for part in (buffer,) if gap else (buffer[:_lead], buffer[-FENCE:]):
         part.fill_(poison)
-    inside = _strided(buffer, tuple(values.shape), gap, _before)
+    inside = _strided(buffer, tuple(values.shape), gap, _lead)
     inside.copy_(values)
     return inside
 

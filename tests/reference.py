@@ -116,7 +116,7 @@ def quantize_rows(w: Tensor) -> tuple[Tensor, Tensor]:
 def quantize_activations(
     x: Tensor, segments: tuple[int, ...], group: int | None = 64, padding: int = 4
 ) -> tuple[Tensor, Tensor]:
-    """Codes (n, sum of segments rounded up to ``padding``) int8 and scales (n, groups) float32 of x (n, sum of segments).
+    """Codes (n, segments rounded up to ``padding``) int8 and scales (n, groups) float32 of x (n, sum of segments).
 
     Each segment is cut into groups of ``group`` columns, the last of which may be shorter (None: one group); the
     arithmetic of a group is that of a weight's row.

@@ -93,11 +93,11 @@ def test_half_logits_err_no_more_than_transformers(device, name, dtype):
 def test_half_steps_err_no_more_than_transformers(device, dtype):
     """The decode ops, fed with given tokens; and they agree with prefill as two computations in that type may."""
     narrow = make_model(dtype=dtype, **SHAPES["head64"])
-    ids = torch.randint(3, 257, (1, 60), generator=torch.Generator().manual_seed(2))
+    ids = torch.randint(3, 257, (1, 45), generator=torch.Generator().manual_seed(2))
     reference = in_float32(narrow)(ids).logits[0]
     theirs = relative_error(narrow(ids).logits[0, 29:], reference[29:])
     model = fast(narrow, device=device)
-    steps = torch.stack(logits_of_steps(model, [(ids[0, :30], ids[0, 30:])], 30)[0])
+    steps = torch.stack(logits_of_steps(model, [(ids[0, :30], ids[0, 30:])], 15)[0])
     assert relative_error(steps, reference[29:]) <= 1.25 * theirs
     assert relative_error(steps, model(ids).logits[0, 29:].cpu()) <= 2.5 * theirs
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 import transformers
 from checkpoints import make_checkpoint
+from devices import CUDA, per_device
 
 from codegen_fast import AutoModelForCausalLM
 
@@ -127,6 +128,36 @@ def test_narrow_types(dtype, tmp_path):
     narrow = theirs(IDS).logits.double()
     exact = theirs.double()(IDS).logits
     assert (got.logits - exact).norm() <= 1.25 * (narrow - exact).norm()
+
+
+@per_device(CUDA, dtype=(torch.float16, torch.bfloat16))
+@torch.no_grad()
+def test_on_cuda(device, dtype, tmp_path):
+    """Padded on either side: the error of narrow types, zeros elsewhere, each row as it is alone; and step by step."""
+    theirs = make_checkpoint(tmp_path, seed=5, dtype=dtype)
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path, device=device.memory)
+    narrow = theirs(IDS).logits.double()
+    exact = theirs.double()
+    error = float((narrow - exact(IDS).logits).norm() / exact(IDS).logits.norm())
+    for mask in (LEFT, RIGHT):
+        real = mask.bool()
+        out = ours(IDS.to(device.memory), attention_mask=mask.to(device.memory), output_hidden_states=True)
+        logits = out.logits.cpu()
+        expected = exact(IDS, attention_mask=mask).logits
+        assert out.logits.device == ours.device and logits.dtype == torch.float32
+        assert {states.dtype for states in out.hidden_states} == {dtype}
+        assert float((logits - expected)[real].norm() / expected[real].norm()) <= 1.25 * error
+        assert logits[~real].abs().max() == 0
+        for row in range(3):
+            alone = ours(IDS[row, real[row]][None].to(device.memory)).logits.cpu()
+            assert torch.equal(alone[0], logits[row, real[row]])
+    past, pieces = None, []
+    for piece in IDS.split((2, 2, 1), dim=1):
+        out = ours(piece.to(device.memory), past_key_values=past)
+        past = out.past_key_values
+        pieces.append(out.logits.cpu())
+    expected = exact(IDS).logits
+    assert float((torch.cat(pieces, 1) - expected).norm() / expected.norm()) <= 1.25 * error
 
 
 @torch.no_grad()

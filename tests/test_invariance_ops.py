@@ -82,7 +82,7 @@ ALONE = [(b,) for b in range(len(LENGTHS))]
 WHOLE = [LENGTHS]
 CUT = [tuple(n // 3 for n in LENGTHS), tuple(n - n // 3 for n in LENGTHS)]
 ENDING_IN_STEPS = [tuple(max(0, n - 3) for n in LENGTHS)] + [tuple(int(n > i) for n in LENGTHS) for i in range(3)]
-# (chunks, the sequences of each call, which of the device's variations); the first is what the others are compared with.
+# (chunks, the sequences of each call, which of the device's variations); all must equal the first.
 RUNS = [
     (WHOLE, TOGETHER, 1),
     (WHOLE, ALONE, 0),

@@ -233,7 +233,8 @@ def test_ragged_batches_that_do_not_fit(device, change):
     values.update(BAD_BATCHES[change][0])
     _, arguments = product_arguments(device)
     pages = zeros(device, 8, ops.kv_page_size(device.memory.type), 32)
-    integers = [torch.tensor(values[name], dtype=torch.int32, device=device.memory) for name in ("start", "lens", "table")]
+    own = dict(dtype=torch.int32, device=device.memory)
+    integers = [torch.tensor(values[name], **own) for name in ("start", "lens", "table")]
     batch = ops.Batch(*integers, values["num_tokens"], values["max_seq_len"])
     with pytest.raises(ValueError, match=BAD_BATCHES[change][1]):
         ops.input_product(**{**arguments, "batch": batch, "cache": pages})

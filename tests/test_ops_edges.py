@@ -129,8 +129,8 @@ def test_memory_that_is_not_aligned(device):
     weight = calls.new_weight(device, kind, (32,), (8,))
     x, logits = torch.zeros(1, 8, dtype=device.act, **own), torch.zeros(1, 32, **own)
     workspace = torch.empty(ops.lm_head_workspace(1, weight) + 16, dtype=torch.uint8, **own)
-    args = (logits, x, torch.zeros(1, dtype=torch.int32, **own), calls.norm_of(device, (torch.ones(8), torch.zeros(8), 1e-5)),
-            weight, torch.zeros(32, **own))  # fmt: skip
+    norm = calls.norm_of(device, (torch.ones(8), torch.zeros(8), 1e-5))
+    args = (logits, x, torch.zeros(1, dtype=torch.int32, **own), norm, weight, torch.zeros(32, **own))
     for decode in (True, False):
         if ops.lm_head_workspace(1, weight):
             with pytest.raises(ValueError, match="workspace: expected memory that begins on a multiple of 16 bytes"):

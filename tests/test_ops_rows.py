@@ -60,8 +60,9 @@ def test_layer_norm_of_constant_rows_is_the_bias(device, act):
 
 # float16 ends at 65504 and at 2^-24.
 @per_device(
-    act=Device.acts, scale=(1e-12, 1e-6, 1e4, 1e12), where=lambda _, act, scale: act != torch.float16 or 1e-7 < scale < 1e5
-)
+    act=Device.acts, scale=(1e-12, 1e-6, 1e4, 1e12),
+    where=lambda _, act, scale: act != torch.float16 or 1e-7 < scale < 1e5,
+)  # fmt: skip
 def test_layer_norm_of_small_and_large_values(device, act, scale):
     x = torch.randn(3, 256) * scale
     check_layer_norm(device, x.to(act), torch.randn(256), torch.zeros(256), "layer_norm")

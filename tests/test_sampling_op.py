@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import calls
-import pytest
 import reference
 import torch
 from devices import CPU, CUDA, per_device
@@ -196,7 +195,9 @@ def test_tokens_are_those_of_the_cpu(device):
     torch.manual_seed(6)
     rows, vocab = (24, 3001) if device.emulated else (256, 51200)
     logits = torch.randn(rows, vocab) * torch.tensor([0.0, 0.5, 3.0, 20.0]).repeat(rows // 4)[:, None]
-    params = [((0.2, 0.7, 1.0, 3.0)[i % 4], (0, 50, 1000)[i % 3], (1.0, 0.95, 0.3)[i // 3 % 3], i, 0, i) for i in range(rows)]
+    params = [
+        ((0.2, 0.7, 1.0, 3.0)[i % 4], (0, 50, 1000)[i % 3], (1.0, 0.95, 0.3)[i // 3 % 3], i, 0, i) for i in range(rows)
+    ]
     with CPU.running():
         expected = calls.sample(CPU, logits, params)
     with device.running():

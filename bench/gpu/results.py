@@ -19,9 +19,11 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "bench" / "results"
 
 
-def output_folder() -> Path:
-    """Where this run writes: $OUT if it is set, else bench/results."""
-    return Path(os.environ["OUT"]) if os.environ.get("OUT") else FOLDER
+def output_folder(rehearsal: bool = False) -> Path:
+    """Where this run writes: $OUT if it is set, else bench/results; a rehearsal to build/, which git ignores."""
+    if os.environ.get("OUT"):
+        return Path(os.environ["OUT"])
+    return ROOT / "build" / "gpu_check" if rehearsal else FOLDER
 
 
 def slug(machine: str) -> str:
@@ -31,8 +33,9 @@ def slug(machine: str) -> str:
 
 def write(stage: str, result: dict[str, Any]) -> Path:
     """Writes one stage's result beside its place and renames it; a stage that is cut off leaves its last state."""
-    kind = "rehearsal" if result.get("rehearsal") else "gpu"
-    path = output_folder() / f"{kind}-{slug(result['machine']['name'])}-{stage}.json"
+    rehearsal = bool(result.get("rehearsal"))
+    kind = "rehearsal" if rehearsal else "gpu"
+    path = output_folder(rehearsal) / f"{kind}-{slug(result['machine']['name'])}-{stage}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".tmp")
     beside.write_text(json.dumps({"stage": stage, **result}, indent=1) + "\n")
