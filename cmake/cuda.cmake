@@ -55,7 +55,6 @@ if(CODEGEN_FAST_CUDA_ENABLED)
   set(CMAKE_CUDA_ARCHITECTURES "${CODEGEN_FAST_CUDA_ARCHS}")
   set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
   enable_language(CUDA)
-  set(CMAKE_CUDA_STANDARD 20)
   set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 endif()
 
@@ -68,9 +67,10 @@ function(codegen_fast_add_cuda target)
   add_library(codegen_fast_cuda OBJECT ${sources} csrc/bind/cuda_backend.cpp)
   target_include_directories(codegen_fast_cuda PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
   target_link_libraries(codegen_fast_cuda PRIVATE pybind11::headers Python::Module)
-  # What the host compiler gets for the whole project is not nvcc's; -fmad=false is its -ffp-contract=off.
-  set_target_properties(codegen_fast_cuda PROPERTIES COMPILE_OPTIONS
-    "$<$<COMPILE_LANGUAGE:CUDA>:-fmad=false;-Xptxas=-v;-diag-suppress=20012>;$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-ffp-contract=off>")
+  # What the host compiler gets for the whole project is not nvcc's; -fmad=false is its -ffp-contract=off. The standard
+  # stands among the options because CMake before 3.26 knows no C++20 of nvcc, and refuses to be asked for it.
+  set_target_properties(codegen_fast_cuda PROPERTIES CUDA_STANDARD_REQUIRED OFF CXX_STANDARD 20 COMPILE_OPTIONS
+    "$<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;-fmad=false;-Xptxas=-v;-diag-suppress=20012>;$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-ffp-contract=off>")
   target_link_libraries(${target} PRIVATE codegen_fast_cuda CUDA::cudart_static)
   target_compile_definitions(${target} PRIVATE CODEGEN_FAST_HAVE_CUDA)
 endfunction()

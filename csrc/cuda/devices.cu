@@ -1,6 +1,6 @@
 #include "devices.h"
 
-#include <cuda_runtime.h>
+#include "launch.h"
 
 namespace codegen_fast::cuda {
 namespace {
@@ -41,13 +41,13 @@ Devices devices() {
 }
 
 std::string why_unusable(int device) {
-  int before = 0;
-  cudaError_t error = cudaGetDevice(&before);
-  if (error == cudaSuccess) error = cudaSetDevice(device);
-  if (error == cudaSuccess) {
+  cudaError_t error = cudaSuccess;
+  try {
+    const StreamScope scope(device, nullptr);
     cudaFuncAttributes attributes;
     error = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(probe));
-    cudaSetDevice(before);
+  } catch (const DeviceError& e) {
+    return e.what();
   }
   if (error == cudaSuccess) return "";
   cudaGetLastError();  // reported here

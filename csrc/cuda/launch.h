@@ -42,6 +42,11 @@ class StreamScope {
   bool chained_before_;
 };
 
+// Lets a kernel have all the shared memory that a block may have on the current device, once: the limit belongs to the
+// kernel and not to a launch, and threads launch one kernel with several sizes. Also asks that multiprocessors keep
+// their memory divided for it, so that a block of the next kernel finds room beside the last ones of this.
+void prepare_kernel(const void* kernel, const char* name);
+
 struct Grid {
   dim3 blocks;
   int threads;             // a multiple of 32
@@ -52,9 +57,7 @@ struct Grid {
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), const Grid& grid, Arguments&&... arguments) {
   if (grid.blocks.x == 0 || grid.blocks.y == 0 || grid.blocks.z == 0) return;
-  if (grid.shared_bytes > 48 * 1024)
-    check_call(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(grid.shared_bytes)), name);
+  prepare_kernel(reinterpret_cast<const void*>(kernel), name);
   cudaLaunchAttribute attribute;
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
