@@ -7,6 +7,7 @@ from .config import CodeGenConfig
 from .decoder import Decoder
 from .generation import GenerationConfig
 from .loading import choose_model_dtype, parse_device, parse_dtype, require_quantization
+from .memory import named_where_full
 from .model import CodeGenForCausalLM
 from .weights import StateDictSource, load_weights
 
@@ -33,10 +34,11 @@ def accelerate(hf_model: Any, quantization: str | None = None) -> CodeGenForCaus
         raise TypeError("accelerate() needs plain weights, and this model is quantised: load it without "
                         "quantization_config, then pass quantization='int8' here")
     config = CodeGenConfig.from_dict(hf_model.config.to_dict(), where="hf_model.config")
-    device = parse_device(hf_model.device, "hf_model.device")
+    device = parse_device(hf_model.device, "hf_model.device", "move the model first, with hf_model.cpu()")
     dtype = choose_model_dtype(None, parse_dtype(hf_model.dtype, "hf_model.dtype"), device)
-    weights = load_weights(config, StateDictSource(hf_model.state_dict(), "hf_model"), dtype=dtype,
-                           quantization=quantization, device=device, progress=False)
+    with named_where_full(device):
+        weights = load_weights(config, StateDictSource(hf_model.state_dict(), "hf_model"), dtype=dtype,
+                               quantization=quantization, device=device, progress=False)
     # from_dict: like a checkpoint's file, it may hold entries that are no knobs
     generation_config = GenerationConfig.from_dict(hf_model.generation_config.to_dict())
     return CodeGenForCausalLM(config, Decoder(config, weights, device), generation_config)

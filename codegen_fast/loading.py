@@ -105,15 +105,17 @@ def choose_device(device: Any, device_map: Any) -> torch.device:
 
 
 def _best_device() -> torch.device:
-    found, _ = ops.cuda_devices()
-    if not found:
+    found, why_none = ops.cuda_devices()
+    # A GPU shows in torch too, or by CUDA's word that its driver "is insufficient".
+    if not found and not torch.cuda.is_available() and "insufficient" not in why_none:
         return torch.device("cpu")
     index = _current_gpu()
     why = why_unusable(index)
     if why is None:
         return torch.device("cuda", index)
-    warnings.warn(f"the model runs on the CPU, because the GPU ({found[index]['name']}) cannot be used: {why}; "
-                  "device='cpu' says that this is meant", UserWarning, stacklevel=4)
+    name = f" ({found[index]['name']})" if index < len(found) else ""
+    warnings.warn(f"the model runs on the CPU, because the GPU{name} cannot be used: {why}; device='cpu' says that "
+                  "this is meant", UserWarning, stacklevel=4)
     return torch.device("cpu")
 
 
@@ -130,8 +132,11 @@ def _from_device_map(device_map: Any) -> torch.device | None:
     return devices.pop()
 
 
-def parse_device(device: Any, name: str = "device") -> torch.device:
-    """A device that this build and machine can run on, a GPU with its number. ValueError for others."""
+def parse_device(device: Any, name: str = "device", instead: str = "use device='cpu'") -> torch.device:
+    """A device that this build and machine can run on, a GPU with its number. ValueError for others.
+
+    instead: what the caller may do where it cannot be used.
+    """
     number = device if isinstance(device, int) and not isinstance(device, bool) else None
     try:
         parsed = torch.device("cuda", number) if number is not None else torch.device(device)
@@ -144,7 +149,7 @@ def parse_device(device: Any, name: str = "device") -> torch.device:
     index = _current_gpu() if parsed.index is None else parsed.index
     why = why_unusable(index)
     if why is not None:
-        raise ValueError(f"{name}={device!r} cannot be used: {why}; use device='cpu'")
+        raise ValueError(f"{name}={device!r} cannot be used: {why}; {instead}")
     return torch.device("cuda", index)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Iterator
 
@@ -80,6 +81,16 @@ def check_fits(config: CodeGenConfig, dtype: torch.dtype, quantization: str | No
         advice = "; ".join([*fitting, "device='cpu' takes the machine's memory instead"])
     raise OSError(f"{where} needs {gigabytes(needed)} of {memory} as {kind} and {gigabytes(available)} are free; "
                   f"{advice or 'no smaller type fits either, so free some memory or take a smaller model'}")
+
+
+@contextmanager
+def named_where_full(device: torch.device) -> Iterator[None]:
+    """In the block, torch's error that a GPU's memory is full becomes an OSError that says what to do."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OSError(f"the memory of {device} is full: ask for fewer rows or tokens at a time, free some of it, or "
+                      "use device='cpu'") from error
 
 
 def gigabytes(n: int) -> str:

@@ -15,7 +15,7 @@ from .generation import GenerationConfig, TokenStream, prepare, require_memory, 
 from .generation.config import as_generation_config
 from .loading import (choose_device, choose_dtype, choose_model_dtype, choose_token, parse_device, parse_dtype,
                       parse_size, require_known_arguments, require_quantization)
-from .memory import parameter_count
+from .memory import named_where_full, parameter_count
 from .outputs import CausalLMOutput
 from .weights import checkpoint_dtype, convert_weights, load_weights, open_checkpoint, resolve, save_checkpoint
 
@@ -69,8 +69,9 @@ class CodeGenForCausalLM:
         generation_config = GenerationConfig.from_folder(folder, config.to_dict())
         source = open_checkpoint(folder)
         own_dtype = choose_model_dtype(chosen_dtype, checkpoint_dtype(source, config), chosen_device)
-        weights = load_weights(config, source, dtype=own_dtype, quantization=quantization, device=chosen_device,
-                               progress=True)
+        with named_where_full(chosen_device):
+            weights = load_weights(config, source, dtype=own_dtype, quantization=quantization, device=chosen_device,
+                                   progress=True)
         return cls(config, Decoder(config, weights, chosen_device), generation_config)
 
     # ---- What it is ------------------------------------------------------------------------------
@@ -149,8 +150,9 @@ class CodeGenForCausalLM:
             for message in request.warnings:
                 warnings.warn(message, UserWarning, stacklevel=2)
             stream.put(request.input_ids)
-            rows = run(decoder, request.prompts, request.steps, request.settings, request.seeds,
-                       request.sample_indices, stream)
+            with named_where_full(decoder.device):
+                rows = run(decoder, request.prompts, request.steps, request.settings, request.seeds,
+                           request.sample_indices, stream)
         except BaseException:
             stream.fail()
             raise
@@ -179,8 +181,9 @@ class CodeGenForCausalLM:
         """
         if input_ids is None and others.get("inputs_embeds") is None:
             raise ValueError("model() needs input_ids, a tensor of token ids of shape (batch, tokens)")
-        output = forward(self._decoder, input_ids, attention_mask, past_key_values, use_cache, labels,
-                         output_hidden_states, logits_to_keep, others)
+        with named_where_full(self.device):
+            output = forward(self._decoder, input_ids, attention_mask, past_key_values, use_cache, labels,
+                             output_hidden_states, logits_to_keep, others)
         return output.to_tuple() if return_dict is False else output
 
     __call__ = forward
@@ -221,7 +224,8 @@ class CodeGenForCausalLM:
         if new_dtype == self.dtype and new_device == self.device:
             return self
         self._decoder.kept.clear()
-        weights = convert_weights(self.config, self._decoder.weights, new_dtype, new_device)
+        with named_where_full(new_device):
+            weights = convert_weights(self.config, self._decoder.weights, new_dtype, new_device)
         self._decoder = Decoder(self.config, weights, new_device)
         return self
 

@@ -69,16 +69,12 @@ class SteppingBatch:
 
     def close(self) -> None:
         """Waits for what is enqueued; all sequences give their pages back."""
-        try:
-            if self._place.number > self._read:
-                self._read = self._place.number
-                transfer.wait_for(self._decoder.device)
-        except RuntimeError:
-            self._place.is_broken = True  # whoever waited for tokens has heard of it
-        finally:
-            for row in self._rows:
-                self._place.cache.release(row.sequence)
-            self._rows = []
+        if self._place.number > self._read:
+            self._read = self._place.number
+            transfer.wait_for(self._decoder.device)  # whoever waited for tokens has heard of what failed
+        for row in self._rows:
+            self._place.cache.release(row.sequence)
+        self._rows = []
 
     def _first(self, logits: torch.Tensor) -> None:
         self._arrange()
@@ -87,7 +83,7 @@ class SteppingBatch:
             # On this thread: torch's pool would hang in a forked child.
             np.copyto(target.numpy(), logits.numpy()[:, None])
         else:
-            target.copy_(logits[:, None])
+            transfer.copy(target, logits[:, None])
         self._place.finish(self._step)
 
     def _arrange(self) -> None:

@@ -22,15 +22,24 @@ def to_device(values: Any, device: torch.device, dtype: torch.dtype | None = Non
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def write(target: torch.Tensor, values: np.ndarray) -> None:
-    """target <- values of the same shape and type, before whatever is enqueued later."""
-    source = torch.from_numpy(values)
-    if target.device.type == "cuda":
-        source = source.pin_memory()
+# In inference mode, whatever mode the caller is in: tensors that were made in it can be written in it only.
+@torch.inference_mode()
+def copy(target: torch.Tensor, source: torch.Tensor) -> None:
+    """target <- source, before whatever is enqueued later."""
     target.copy_(source, non_blocking=True)
 
 
-def wait_for(device: torch.device) -> None:
-    """Until all that was enqueued on the device's current stream is done. RuntimeError if any of it failed."""
-    if device.type == "cuda":
-        torch.cuda.current_stream(device).synchronize()
+def write(target: torch.Tensor, values: np.ndarray) -> None:
+    """target <- values of the same shape and type, before whatever is enqueued later."""
+    source = torch.from_numpy(values)
+    copy(target, source.pin_memory() if target.device.type == "cuda" else source)
+
+
+def wait_for(device: torch.device) -> bool:
+    """Waits for all that was enqueued on the device's current stream; whether all of it was done, and none failed."""
+    try:
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()
+    except RuntimeError:
+        return False
+    return True

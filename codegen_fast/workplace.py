@@ -169,7 +169,6 @@ class Workplace:
         self.rows = rows
         self.max_seq_len = max_seq_len
         self.number = 0  # of the last step that was enqueued, as `step` on the device counts
-        self.is_broken = False  # the device has failed: not to be used again
         self.has_graphs = decoder.backend == "cuda"
         self.ahead = 1
         if self.has_graphs:
@@ -188,6 +187,8 @@ class Workplace:
         """The step of exactly this many rows."""
         step = self._steps.get((rows, eos_slots))
         if step is None:
+            if not self.has_graphs:
+                self._steps.clear()  # rows only ever end: what there were more of does not come again
             step = Step(decoder, self._buffers, rows, eos_slots)
             if self.has_graphs:
                 # Once with every row idle, unrecorded: kernels are loaded, and errors show, outside a recording.
@@ -228,12 +229,8 @@ def workplace(decoder: Decoder, prompt_lens: list[int], samples: int, steps: int
         _make_room(decoder, place.cache, prompt_lens, samples, steps)
         yield place
         return
-    with decoder.kept_lock:
-        fitting = [place for place in decoder.kept if place.rows >= rows]
-        place = min(fitting, key=lambda place: place.rows, default=None)
-        if place is not None:
-            decoder.kept.remove(place)
     room = (prompt_lens, samples, steps)
+    place = _kept_workplace(decoder, rows)
     spare = place is not None or len(decoder.kept) > 0
     try:
         place = place or Workplace(decoder, rows_bucket(rows), decoder.config.n_positions)
@@ -246,10 +243,23 @@ def workplace(decoder: Decoder, prompt_lens: list[int], samples: int, steps: int
         decoder.kept.clear()
         place = Workplace(decoder, rows_bucket(rows), decoder.config.n_positions)
         _make_room(decoder, place.cache, *room)
-    yield place
-    if not place.is_broken and place.nbytes() <= _kept_bytes(decoder.device):
+    try:
+        yield place
+    except BaseException:
+        transfer.wait_for(decoder.device)  # its memory is given back
+        raise
+    if transfer.wait_for(decoder.device) and place.nbytes() <= _kept_bytes(decoder.device):
         with decoder.kept_lock:
             decoder.kept = [place, *decoder.kept][:_KEPT]
+
+
+def _kept_workplace(decoder: Decoder, rows: int) -> Workplace | None:
+    """The smallest for this many rows that was kept; it is the caller's now."""
+    with decoder.kept_lock:
+        place = min((place for place in decoder.kept if place.rows >= rows), key=lambda place: place.rows, default=None)
+        if place is not None:
+            decoder.kept.remove(place)
+    return place
 
 
 def _make_room(decoder: Decoder, cache: PagedCache, prompt_lens: list[int], samples: int, steps: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import pytest
@@ -10,7 +11,7 @@ from checkpoints import make_checkpoint, make_model
 from devices import CPU, CUDA, EMULATED, GPU, per_device
 
 import codegen_fast
-from codegen_fast import AutoModelForCausalLM, loading, memory, ops
+from codegen_fast import AutoModelForCausalLM, decoder, loading, memory, ops
 from codegen_fast.cache import PagedCache
 from codegen_fast.cli import info
 from codegen_fast.config import CodeGenConfig
@@ -27,8 +28,8 @@ best_device = loading._best_device  # as it is: for other tests conftest.py puts
 def gpus(monkeypatch):
     """Makes it look as if there were GPUs: gpus(number, what is patched)."""
 
-    def look(number=1, *, torch_cuda="13.0", torch_sees=True, why_unusable="", current=0):
-        monkeypatch.setattr(ops, "cuda_devices", lambda: ([FOUND] * number, "" if number else "no NVIDIA driver"))
+    def look(number=1, *, torch_cuda="13.0", torch_sees=True, why_unusable="", current=0, why_none="no NVIDIA driver"):
+        monkeypatch.setattr(ops, "cuda_devices", lambda: ([FOUND] * number, "" if number else why_none))
         monkeypatch.setattr(ops, "why_unusable", lambda index: why_unusable)
         monkeypatch.setattr(torch.version, "cuda", torch_cuda)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: torch_sees)
@@ -41,7 +42,7 @@ def gpus(monkeypatch):
 
 
 def test_auto_takes_a_gpu_where_one_can_be_used(gpus):
-    gpus(0)
+    gpus(0, torch_sees=False)
     assert best_device() == torch.device("cpu")
     gpus(1)
     assert best_device() == torch.device("cuda:0")
@@ -74,10 +75,19 @@ def test_a_gpu_that_cannot_be_used_says_why(gpus, machine, device, reason):
     assert str(caught.value) == f"device={device!r} cannot be used: {reason}; use device='cpu'"
 
 
-@pytest.mark.parametrize("machine", [dict(torch_cuda=None, torch_sees=False), dict(why_unusable="out of order")])
-def test_auto_says_why_it_leaves_a_gpu_alone(gpus, machine):
+NO_NVCC = "built without CUDA: off (no nvcc)"
+OLD_DRIVER = "CUDA driver version is insufficient for CUDA runtime version (driver for CUDA 11.4, this build has 12.4)"
+
+
+@pytest.mark.parametrize(("machine", "reason"), [
+    (dict(torch_cuda=None, torch_sees=False), r"the GPU \(NVIDIA H200\) cannot be used: this torch \("),
+    (dict(why_unusable="out of order"), r"the GPU \(NVIDIA H200\) cannot be used: out of order; device='cpu'"),
+    (dict(number=0, why_none=NO_NVCC), f"the GPU cannot be used: {re.escape(NO_NVCC)}; device='cpu'"),
+    (dict(number=0, torch_sees=False, why_none=OLD_DRIVER), f"GPU cannot be used: {re.escape(OLD_DRIVER)}; device="),
+])  # fmt: skip
+def test_auto_says_why_it_leaves_a_gpu_alone(gpus, machine, reason):
     gpus(**machine)
-    with pytest.warns(UserWarning, match=r"on the CPU, because the GPU \(NVIDIA H200\) cannot be used: .*device='cpu'"):
+    with pytest.warns(UserWarning, match=f"the model runs on the CPU, because .*{reason}"):
         assert best_device() == torch.device("cpu")
 
 
@@ -160,6 +170,23 @@ def test_a_cache_that_does_not_fit(monkeypatch):
     with pytest.raises(OSError, match="cache of .* does not fit the memory of cpu: ask for fewer rows or tokens"):
         cache.reserve([sequence], [1000])
     assert cache.pages_in_use == 0
+
+
+@per_device((CPU, EMULATED))
+def test_full_memory_is_one_sentence(device, monkeypatch):
+    """Whatever found it full; on a GPU torch would say it in ten."""
+    model = codegen_fast.accelerate(make_model(dtype=torch.float16))
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(decoder, "Scratch", full)
+    for call in (model, lambda ids: model.generate(ids, max_new_tokens=2)):
+        with pytest.raises(OSError, match="^the memory of cpu is full: ask for fewer rows or tokens .*device='cpu'$"):
+            call(IDS)
+    monkeypatch.setattr(torch, "empty", full)
+    with pytest.raises(OSError, match="the memory of cpu is full"):
+        model.to(torch.bfloat16)
 
 
 # ---- Moving ------------------------------------------------------------------------------------

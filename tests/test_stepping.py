@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from checkpoints import make_model
 from devices import CPU, CUDA, EMULATED, Device, per_device
 
 import codegen_fast
-from codegen_fast import ops, transfer, workplace
+from codegen_fast import ops, stepping, transfer, workplace
 
 SHAPE = dict(n_embd=48, n_head=4, rotary_dim=8, n_layer=1, vocab_size=67, n_positions=300, seed=5)
 ALL = (CPU, *CUDA)
@@ -104,6 +105,17 @@ def test_state_that_must_be_copied(device, monkeypatch):
     assert rows[0, 30:].tolist() == expected[:4]
 
 
+@per_device(CUDA)
+def test_a_workplace_made_in_inference_mode_serves_outside_of_it(device, monkeypatch):
+    model = model_on(device)
+    monkeypatch.setattr(transfer, "is_host", lambda device: False)
+    with torch.inference_mode():
+        expected = model.generate(prompt(5), max_new_tokens=4)
+    kept = list(model._decoder.kept)
+    assert torch.equal(model.generate(prompt(5), max_new_tokens=4), expected)
+    assert len(kept) == 1 and model._decoder.kept == kept
+
+
 @per_device(ALL)
 def test_one_token(device):
     model = model_on(device)
@@ -165,20 +177,22 @@ def test_what_is_kept_makes_room(device, monkeypatch):
     model = model_on(device)
     decoder = model._decoder
     first = model.generate(prompt(5), max_new_tokens=3)
-    kept = decoder.kept[0]
     make_room = workplace._make_room
 
+    kept = weakref.ref(decoder.kept[0])
+
     def full(*arguments):
-        if arguments[1] is kept.cache:
+        if kept() is not None:
             raise OSError("full")
         make_room(*arguments)
 
     monkeypatch.setattr(workplace, "_make_room", full)
     assert torch.equal(model.generate(prompt(5), max_new_tokens=3), first)
-    assert len(decoder.kept) == 1 and decoder.kept[0] is not kept
-    kept = decoder.kept.pop()
+    assert len(decoder.kept) == 1
+    other = decoder.kept.pop()
+    kept = weakref.ref(other)
     with pytest.raises(OSError, match="full"):
-        monkeypatch.setattr(workplace, "Workplace", lambda *arguments: kept)
+        monkeypatch.setattr(workplace, "Workplace", lambda *arguments: other)
         model.generate(prompt(5), max_new_tokens=3)
 
 
@@ -232,6 +246,21 @@ def test_an_interruption_while_a_step_is_enqueued(device, monkeypatch):
             model.generate(prompt(5), max_new_tokens=6, eos_token_id=None)
     assert model._decoder.kept == []
     assert torch.equal(model.generate(prompt(5), max_new_tokens=6, eos_token_id=None), expected)
+
+
+@per_device(CUDA)
+def test_memory_is_given_back_when_the_device_is_done_with_it(device, monkeypatch):
+    """Also where only the idle step that loads kernels was enqueued, which nobody reads."""
+    model = model_on(device)
+    waits = []
+    monkeypatch.setattr(transfer, "wait_for", lambda device: waits.append(device) or True)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stepping, "as_signed", Broken(0, KeyboardInterrupt()).put)
+        model.generate(prompt(5), max_new_tokens=6)
+    assert waits == [model.device]
+    monkeypatch.setattr(transfer, "wait_for", lambda device: False)  # the device has failed
+    model.generate(prompt(5), max_new_tokens=2)
+    assert model._decoder.kept == []
 
 
 @per_device(ALL)

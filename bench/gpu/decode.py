@@ -167,7 +167,7 @@ class Stage:
             try:
                 with self.engines(*point, kinds, peer=everyone) as opened:
                     self.record(*point, opened, engines.race(opened, self.args.bursts))
-            except torch.OutOfMemoryError as failure:
+            except (torch.OutOfMemoryError, OSError) as failure:  # transformers' memory, or ours
                 self.skip(f"batch {point[0]}, context {point[1]}", failure)
 
     last_compile = 60.0  # seconds that compiling took; a guess until it has

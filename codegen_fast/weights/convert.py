@@ -18,8 +18,9 @@ def convert_weights(config: CodeGenConfig, weights: DecoderWeights, dtype: torch
     """The weights in another type, on another device (None: their own), or both.
 
     On their device they are converted in place, one packed weight after another, each freed as it is replaced, and an
-    interruption leaves a usable model, some of whose layers have the new type. Moved weights are new ones, and the old
-    stay as they are: what it takes beside them is a chunk of a tensor. int8 products stay int8, bit for bit.
+    interruption leaves a model some of whose layers have the new type: usable on a CPU, and on CUDA, whose kernels take
+    one type, after another call. Moved weights are new ones, and the old stay as they are: what it takes beside them is
+    a chunk of a tensor. int8 products stay int8, bit for bit.
     Raises ValueError, before anything is changed, if a value is beyond the range of `dtype`; OSError if the new model
     is larger than the free memory.
     """

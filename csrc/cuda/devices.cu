@@ -22,7 +22,7 @@ Devices devices() {
   if (error != cudaSuccess) {
     cudaGetLastError();  // the error is reported here; later calls start clean
     d.why_none = cudaGetErrorString(error);
-    if (driver < CUDART_VERSION)
+    if (error == cudaErrorInsufficientDriver)
       d.why_none += " (driver for CUDA " + std::to_string(driver / 1000) + "." + std::to_string(driver % 1000 / 10) +
                     ", this build has the runtime " + std::to_string(CUDART_VERSION / 1000) + "." +
                     std::to_string(CUDART_VERSION % 1000 / 10) + ")";
@@ -30,7 +30,11 @@ Devices devices() {
   }
   for (int i = 0; i < count; ++i) {
     cudaDeviceProp p;
-    if (cudaGetDeviceProperties(&p, i) != cudaSuccess) continue;
+    if (cudaGetDeviceProperties(&p, i) != cudaSuccess) {
+      cudaGetLastError();
+      d.found.push_back({"a GPU that does not answer", 0, 0, 0, 0});  // it keeps its number
+      continue;
+    }
     int clock_khz = 0;
     cudaDeviceGetAttribute(&clock_khz, cudaDevAttrMemoryClockRate, i);
     d.found.push_back({p.name, p.major, p.minor, static_cast<int64_t>(p.totalGlobalMem),
