@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "batch.h"
+#include "checks.h"
 #include "product.h"
 
 namespace codegen_fast::cpu {
@@ -41,20 +42,10 @@ int64_t attention_workspace(int64_t num_tokens, int64_t n_head, int64_t head_dim
 void attention(TensorView& act, const TensorView& q, const KVCache& cache, int64_t n_head, const Batch& batch, Phase,
                TensorView& workspace) {
   // check
-  const Device device = q.device;
-  check_shape(q, {batch.num_tokens, -1});
-  const int64_t tokens = batch.num_tokens, d = q.shape[1];
-  if (n_head < 1 || d % n_head) throw ValueError("n_head: " + std::to_string(n_head) + " does not divide " + std::to_string(d));
-  const int64_t head_dim = d / n_head;
-  if (head_dim > kMaxHeadDim)
-    throw ValueError("n_head: heads of " + std::to_string(head_dim) + " dimensions, at most " +
-                     std::to_string(kMaxHeadDim) + " are supported");
-  check_activations(q, tokens, d, device);
-  check_output(act, tokens, -1, device);
-  if (act.shape[1] < d)
-    throw ValueError("act: expected at least " + std::to_string(d) + " columns, got " + std::to_string(act.shape[1]));
-  check_batch(batch, cache, d, device);
-  check_workspace(workspace, attention_workspace(tokens, n_head, head_dim, batch.max_seq_len));
+  check_attention(kRules, act, q, cache, n_head, batch);
+  check_contents(batch, cache);
+  const int64_t tokens = batch.num_tokens, d = q.shape[1], head_dim = d / n_head;
+  check_workspace(workspace, attention_workspace(tokens, n_head, head_dim, batch.max_seq_len), q.device);
   if (tokens == 0) return;
 
   // plan

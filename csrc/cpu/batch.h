@@ -11,8 +11,9 @@ struct TokenPlace {
   int32_t sequence, position;
 };
 
-// Throws unless the batch, the cache and their page ids are consistent. d = n_embd.
-void check_batch(const Batch& batch, const KVCache& cache, int64_t d, Device device);
+// Throws unless what the batch holds is consistent with itself and the cache. On the CPU it lies in memory that can be
+// read: a wrong page id is an error here and not a crash.
+void check_contents(const Batch& batch, const KVCache& cache);
 // places (num_tokens,); the batch has been checked.
 void fill_places(const Batch& batch, TokenPlace* places);
 

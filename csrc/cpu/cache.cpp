@@ -1,7 +1,7 @@
 // The paged cache: page size and copies of whole pages. Appending is part of stage 1, reading of stage 2.
 #include <cstring>
 
-#include "../ops.h"
+#include "checks.h"
 #include "kernels/table.h"
 
 namespace codegen_fast::cpu {
@@ -9,15 +9,7 @@ namespace codegen_fast::cpu {
 int64_t kv_page_size() { return kPage; }
 
 void copy_pages(KVCache& cache, const TensorView& source, const TensorView& destination) {
-  check_dtype(cache.pages, {DType::f32, DType::f16, DType::bf16});
-  check_shape(cache.pages, {-1, kPage, -1});
-  check_contiguous(cache.pages);
-  for (const TensorView* t : {&source, &destination}) {
-    check_dtype(*t, {DType::i32});
-    check_shape(*t, {source.shape[0]});
-    check_contiguous(*t);
-    check_device(*t, cache.pages.device);
-  }
+  check_copy_pages(kRules, cache, source, destination);
   const int64_t bytes = cache.pages.shape[1] * cache.pages.shape[2] * dtype_bytes(cache.pages.dtype);
   const int64_t pages = cache.pages.shape[0];
   for (int64_t i = 0; i < source.shape[0]; ++i) {

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "batch.h"
+#include "checks.h"
 #include "product.h"
 
 namespace codegen_fast::cpu {
@@ -15,40 +16,15 @@ void input_product(TensorView& q_out, TensorView& act, KVCache& cache, const Ten
                    const PackedWeight& w_in, const TensorView& bias_in, const TensorView& rotary, int64_t n_head,
                    const Batch& batch, Phase, TensorView& workspace) {
   // check
-  const Device device = x.device;
-  check_packed(w_in, "w_in", device);
-  const int64_t tokens = batch.num_tokens, d = w_in.in_features(), inner = w_in.section_rows[3];
-  if (w_in.num_sections != 4 || w_in.num_segments != 1 || w_in.section_rows[0] != d || w_in.section_rows[1] != d ||
-      w_in.section_rows[2] != d)
-    throw ValueError("w_in: expected sections (d, d, d, F) over one segment of d columns");
-  if (n_head < 1 || d % n_head) throw ValueError("n_head: " + std::to_string(n_head) + " does not divide " + std::to_string(d));
-  const int64_t head_dim = d / n_head;
-  check_activations(x, tokens, d, device);
-  check_output(q_out, tokens, d, device);
-  check_output(act, tokens, d + inner, device);
-  check_norm(norm, d, device);
-  check_dtype(bias_in, {DType::f32});
-  check_shape(bias_in, {inner});
-  check_contiguous(bias_in);
-  check_device(bias_in, device);
-  check_dtype(rotary, {DType::f32});
-  check_shape(rotary, {-1, -1});
-  check_contiguous(rotary);
-  check_device(rotary, device);
-  const int64_t rotary_dim = rotary.shape[1];
-  if (rotary_dim % 2 || rotary_dim > head_dim)
-    throw ValueError("rotary: expected an even number of columns, at most the head's " + std::to_string(head_dim) +
-                     ", got " + std::to_string(rotary_dim));
-  if (head_dim % 2) throw ValueError("n_head: heads of " + std::to_string(head_dim) + " dimensions; rotary needs an even number");
-  if (batch.max_seq_len > rotary.shape[0])
-    throw ValueError("rotary: the table has " + std::to_string(rotary.shape[0]) + " positions, max_seq_len is " +
-                     std::to_string(batch.max_seq_len));
-  check_batch(batch, cache, d, device);
-  check_workspace(workspace, input_product_workspace(tokens, w_in));
+  const int64_t tokens = batch.num_tokens;
+  check_input_product(kRules, q_out, act, cache, x, norm, w_in, bias_in, rotary, n_head, batch);
+  check_contents(batch, cache);
+  check_workspace(workspace, input_product_workspace(tokens, w_in), x.device);
   if (tokens == 0) return;
 
   // plan
   const Kernels& k = kernels();
+  const int64_t d = w_in.in_features(), head_dim = d / n_head, rotary_dim = rotary.shape[1];
   const ProductScratch scratch(workspace, tokens, w_in, true);
   TokenPlace* places = reinterpret_cast<TokenPlace*>(scratch.rest);
   fill_places(batch, places);

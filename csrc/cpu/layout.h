@@ -44,7 +44,4 @@ inline int64_t num_groups(const PackedWeight& w) {
   return n;
 }
 
-// Throws unless w's sizes are sane and its memory is there.
-void check_packed(const PackedWeight& w, const char* name, Device device);
-
 }  // namespace codegen_fast::cpu

@@ -1,4 +1,5 @@
 // After the layers: final LayerNorm + lm_head, for the rows whose logits are wanted.
+#include "checks.h"
 #include "product.h"
 
 namespace codegen_fast::cpu {
@@ -10,23 +11,9 @@ int64_t lm_head_workspace(int64_t num_rows, const PackedWeight& w_lm) {
 void lm_head(TensorView& logits, const TensorView& x, const TensorView& rows, const Norm& norm,
              const PackedWeight& w_lm, const TensorView& bias_lm, Phase, TensorView& workspace) {
   // check
-  const Device device = x.device;
-  check_packed(w_lm, "w_lm", device);
-  const int64_t d = w_lm.in_features(), vocab_size = w_lm.out_features();
-  if (w_lm.num_sections != 1 || w_lm.num_segments != 1) throw ValueError("w_lm: expected one section and one segment");
-  check_activations(x, -1, d, device);
-  check_dtype(rows, {DType::i32});
-  check_shape(rows, {-1});
-  check_contiguous(rows);
-  check_device(rows, device);
   const int64_t count = rows.shape[0];
-  check_output(logits, count, vocab_size, device);
-  check_norm(norm, d, device);
-  check_dtype(bias_lm, {DType::f32});
-  check_shape(bias_lm, {vocab_size});
-  check_contiguous(bias_lm);
-  check_device(bias_lm, device);
-  check_workspace(workspace, lm_head_workspace(count, w_lm));
+  check_lm_head(kRules, logits, x, rows, norm, w_lm, bias_lm);
+  check_workspace(workspace, lm_head_workspace(count, w_lm), x.device);
   if (count == 0) return;
 
   // LayerNorm

@@ -1,4 +1,5 @@
 // Stage 3 of a layer: W_out over attention and MLP together, bias and residual in the epilogue.
+#include "checks.h"
 #include "product.h"
 
 namespace codegen_fast::cpu {
@@ -10,19 +11,9 @@ int64_t output_product_workspace(int64_t num_tokens, const PackedWeight& w_out) 
 void output_product(TensorView& x, const TensorView& act, const PackedWeight& w_out, const TensorView& bias_out,
                     Phase, TensorView& workspace) {
   // check
-  const Device device = act.device;
-  check_packed(w_out, "w_out", device);
-  const int64_t d = w_out.out_features();
-  if (w_out.num_sections != 1) throw ValueError("w_out: expected one section of rows");
-  check_shape(act, {-1, w_out.in_features()});
   const int64_t tokens = act.shape[0];
-  check_activations(act, tokens, w_out.in_features(), device);
-  check_output(x, tokens, d, device);
-  check_dtype(bias_out, {DType::f32});
-  check_shape(bias_out, {d});
-  check_contiguous(bias_out);
-  check_device(bias_out, device);
-  check_workspace(workspace, output_product_workspace(tokens, w_out));
+  check_output_product(kRules, x, act, w_out, bias_out);
+  check_workspace(workspace, output_product_workspace(tokens, w_out), act.device);
   if (tokens == 0) return;
 
   // product and epilogue

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "checks.h"
 #include "dispatch.h"
 #include "layout.h"
 #include "pool.h"
@@ -12,8 +13,6 @@ namespace codegen_fast::cpu {
 namespace {
 
 constexpr int64_t kBlock = 64;  // columns that are converted at a time, on the stack; a multiple of kQuad
-
-bool is_float(DType t) { return t == DType::f32 || t == DType::f16 || t == DType::bf16; }
 
 // The rows of one panel that a call writes or reads: lanes first_lane .. first_lane + lanes of panel `panel`, which
 // are rows first_row ... of the caller's tensor.
@@ -45,20 +44,6 @@ float* scales_of(const PackedWeight& w, PanelRows at, int64_t segment) {
 
 const char* row_of(const TensorView& t, int64_t row) {
   return t.as<char>() + row * t.strides[0] * dtype_bytes(t.dtype);
-}
-
-void check_rows(const PackedWeight& w, int64_t section, int64_t row, int64_t segment, const TensorView& rows) {
-  if (section < 0 || section >= w.num_sections)
-    throw ValueError("section: expected 0 to " + std::to_string(w.num_sections - 1) + ", got " + std::to_string(section));
-  if (segment < 0 || segment >= w.num_segments)
-    throw ValueError("segment: expected 0 to " + std::to_string(w.num_segments - 1) + ", got " + std::to_string(segment));
-  check_shape(rows, {-1, w.segment_cols[segment]});
-  if (row < 0 || row > w.section_rows[section] - rows.shape[0])
-    throw ValueError(std::string(rows.name) + ": " + std::to_string(rows.shape[0]) + " rows from row " +
-                     std::to_string(row) + " on do not fit a section of " + std::to_string(w.section_rows[section]) +
-                     " rows");
-  check_rows_contiguous(rows);
-  check_device(rows, w.data.device);
 }
 
 // Counts of values that cannot be stored as they are.
@@ -211,27 +196,6 @@ void unpack_panel(TensorView& out, const PackedWeight& w, PanelRows at, int64_t 
 
 }  // namespace
 
-void check_packed(const PackedWeight& w, const char* name, Device device) {
-  const std::string n(name);
-  if (w.num_sections < 1 || w.num_segments < 1) throw ValueError(n + ": a weight needs a section and a segment");
-  for (int i = 0; i < w.num_sections; ++i)
-    if (w.section_rows[i] < 1) throw ValueError(n + ": sections must have at least one row");
-  for (int i = 0; i < w.num_segments; ++i)
-    if (w.segment_cols[i] < 1) throw ValueError(n + ": segments must have at least one column");
-  if (!is_float(w.dtype) && w.dtype != DType::i8)
-    throw TypeError(n + ": expected float32, float16, bfloat16 or int8 weights, got " + dtype_name(w.dtype));
-  check_dtype(w.data, {DType::u8});
-  check_shape(w.data, {packed_weight_bytes(w)});
-  check_contiguous(w.data);
-  check_alignment(w.data, 64);
-  check_device(w.data, device);
-  if (w.dtype != DType::i8) return;
-  check_dtype(w.scales, {DType::f32});
-  check_shape(w.scales, {packed_weight_scales(w)});
-  check_contiguous(w.scales);
-  check_device(w.scales, device);
-}
-
 int64_t packed_weight_bytes(const PackedWeight& w) { return num_panels(w) * panel_bytes(w); }
 
 int64_t activation_group() { return kGroup; }
@@ -243,12 +207,7 @@ int64_t packed_weight_scales(const PackedWeight& w) {
 
 void pack(PackedWeight& w, int64_t section, int64_t row, int64_t segment, const TensorView& source,
           TensorView& status) {
-  check_packed(w, "weight", source.device);
-  check_dtype(source, {DType::f32, DType::f16, DType::bf16});
-  check_rows(w, section, row, segment, source);
-  check_dtype(status, {DType::i32});
-  check_shape(status, {2});
-  check_contiguous(status);
+  check_pack(kRules, w, section, row, segment, source, status);
 
   for_panels(w, section, row, source.shape[0], [&](PanelRows at) {
     const Faults f = w.dtype == DType::i8    ? quantize_panel(w, at, segment, source)
@@ -261,7 +220,7 @@ void pack(PackedWeight& w, int64_t section, int64_t row, int64_t segment, const 
 }
 
 void clear_packed(PackedWeight& w) {
-  check_packed(w, "weight", w.data.device);
+  check_packed(kRules, w, "weight", w.data.device);
   char* data = w.data.as<char>();
   const int64_t bytes = panel_bytes(w);
   parallel_for(num_panels(w), grain_for(num_panels(w)), [&](int64_t begin, int64_t end) {
@@ -272,14 +231,7 @@ void clear_packed(PackedWeight& w) {
 
 void pack_quantized(PackedWeight& w, int64_t section, int64_t row, int64_t segment, const TensorView& source,
                     const TensorView& scales) {
-  check_packed(w, "weight", source.device);
-  if (w.dtype != DType::i8) throw TypeError(std::string("weight: expected int8, got ") + dtype_name(w.dtype));
-  check_dtype(source, {DType::i8});
-  check_rows(w, section, row, segment, source);
-  check_dtype(scales, {DType::f32});
-  check_shape(scales, {source.shape[0]});
-  check_contiguous(scales);
-  check_device(scales, source.device);
+  check_pack_quantized(kRules, w, section, row, segment, source, scales);
 
   for_panels(w, section, row, source.shape[0], [&](PanelRows at) {
     int8_t* data = columns_of<int8_t>(w, at.panel, segment);
@@ -293,16 +245,8 @@ void pack_quantized(PackedWeight& w, int64_t section, int64_t row, int64_t segme
 
 void unpack(TensorView& out, TensorView& out_scales, const PackedWeight& w, int64_t section, int64_t row,
             int64_t segment) {
-  check_packed(w, "weight", out.device);
-  check_rows(w, section, row, segment, out);
-  check_dtype(out, {DType::f32, DType::f16, DType::bf16, DType::i8});
+  check_unpack(kRules, out, out_scales, w, section, row, segment);
   const bool raw = out.dtype == DType::i8;
-  if (raw) {
-    if (w.dtype != DType::i8) throw TypeError(std::string("out: int8 needs an int8 weight, got ") + dtype_name(w.dtype));
-    check_dtype(out_scales, {DType::f32});
-    check_shape(out_scales, {out.shape[0]});
-    check_contiguous(out_scales);
-  }
 
   for_panels(w, section, row, out.shape[0], [&](PanelRows at) {
     if (w.dtype == DType::i8) unpack_panel<int8_t>(out, w, at, segment);

@@ -19,12 +19,6 @@ struct ProductScratch {
   ProductScratch(const TensorView& workspace, int64_t rows, const PackedWeight& w, bool with_norm);
 };
 
-void check_workspace(const TensorView& workspace, int64_t bytes);
-void check_norm(const Norm& norm, int64_t d, Device device);
-// (T, columns) f32 whose rows may be strided; an output's rows share no memory
-void check_activations(const TensorView& x, int64_t rows, int64_t columns, Device device);
-void check_output(const TensorView& x, int64_t rows, int64_t columns, Device device);
-
 // The rows of a product, ready to be multiplied: float rows, or int8 rows with scales.
 struct ProductRows {
   const float* x = nullptr;

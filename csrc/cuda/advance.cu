@@ -51,32 +51,8 @@ __global__ void __launch_bounds__(kThreads) advance_rows(Params p) {
 void advance(TensorView& tokens, TensorView& seq_lens, TensorView& remaining, TensorView& step, HostRing& ring,
              const TensorView& sampled, const TensorView& eos) {
   // check
-  const Device device = sampled.device;
-  check_shape(sampled, {-1});
-  const int64_t rows = sampled.shape[0];
-  for (const TensorView* t : {static_cast<const TensorView*>(&tokens), &sampled}) {
-    check_dtype(*t, {DType::i64});
-    check_shape(*t, {rows});
-  }
-  for (const TensorView* t : {&seq_lens, &remaining}) {
-    check_dtype(*t, {DType::i32});
-    check_shape(*t, {rows});
-  }
-  check_dtype(step, {DType::i64});
-  check_shape(step, {1});
-  check_dtype(eos, {DType::i64});
-  check_shape(eos, {-1});
-  for (const TensorView* t : {static_cast<const TensorView*>(&tokens), &sampled,
-                              static_cast<const TensorView*>(&seq_lens), static_cast<const TensorView*>(&remaining),
-                              static_cast<const TensorView*>(&step), &eos}) {
-    check_contiguous(*t);
-    check_device(*t, device);
-  }
+  check_advance(tokens, seq_lens, remaining, step, ring, sampled, eos);
   const TensorView& slots = ring.slots;
-  check_dtype(slots, {DType::i64});
-  check_shape(slots, {-1, 1 + rows});
-  check_contiguous(slots);
-  if (slots.shape[0] < 1) throw ValueError("slots: expected at least one");
   // The slots as the device addresses them: memory that it cannot write is refused here.
   void* device_slots = nullptr;
   if (cudaHostGetDevicePointer(&device_slots, slots.data, 0) != cudaSuccess) {
@@ -87,8 +63,9 @@ void advance(TensorView& tokens, TensorView& seq_lens, TensorView& remaining, Te
   // launch
   launch("advance", advance_rows, {dim3(1), kThreads},
          Params{tokens.as<int64_t>(), seq_lens.as<int32_t>(), remaining.as<int32_t>(), step.as<int64_t>(),
-                static_cast<int64_t*>(device_slots), to_int(slots.shape[0], "slots"), to_int(rows, "sampled"),
-                sampled.as<int64_t>(), eos.as<int64_t>(), to_int(eos.numel(), "eos")});
+                static_cast<int64_t*>(device_slots), to_int(slots.shape[0], "slots"),
+                to_int(sampled.shape[0], "sampled"), sampled.as<int64_t>(), eos.as<int64_t>(),
+                to_int(eos.numel(), "eos")});
 }
 
 }  // namespace codegen_fast::cuda

@@ -16,23 +16,12 @@ int64_t attention_workspace(int64_t num_tokens, int64_t n_head, int64_t head_dim
 void attention(TensorView& act, const TensorView& q, const KVCache& cache, int64_t n_head, const Batch& batch,
                Phase phase, TensorView& workspace) {
   // check
-  const Device device = q.device;
-  const DType type = activation_type(q);
-  check_shape(q, {batch.num_tokens, -1});
-  const int64_t tokens = batch.num_tokens, d = q.shape[1];
-  if (n_head < 1 || d % n_head)
-    throw ValueError("n_head: " + std::to_string(n_head) + " does not divide " + std::to_string(d));
-  const int64_t head_dim = d / n_head;
-  if (head_dim < 2 || head_dim > kMaxHeadDim || head_dim % 2)
-    throw ValueError("n_head: heads of " + std::to_string(head_dim) + " dimensions; an even number up to " +
-                     std::to_string(kMaxHeadDim) + " is supported on CUDA");
-  check_activations(q, tokens, d, type, device);
-  check_output(act, tokens, -1, type, device);
-  if (act.shape[1] < d)
-    throw ValueError("act: expected at least " + std::to_string(d) + " columns, got " + std::to_string(act.shape[1]));
-  check_batch(batch, cache, d, type, device);
+  check_attention(kRules, act, q, cache, n_head, batch);
+  check_counts(batch, cache);
   check_alignment(cache.pages, 16);
-  check_workspace(workspace, attention_workspace(tokens, n_head, head_dim, batch.max_seq_len), device);
+  const DType type = q.dtype;
+  const int64_t tokens = batch.num_tokens, head_dim = q.shape[1] / n_head;
+  check_workspace(workspace, attention_workspace(tokens, n_head, head_dim, batch.max_seq_len), q.device);
   if (tokens == 0 || batch.num_seqs() == 0) return;
 
   // launch

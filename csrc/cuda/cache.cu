@@ -41,16 +41,7 @@ int64_t kv_page_size() { return kPage; }
 
 void copy_pages(KVCache& cache, const TensorView& source, const TensorView& destination) {
   // check
-  activation_type(cache.pages);
-  check_shape(cache.pages, {-1, kPage, -1});
-  check_contiguous(cache.pages);
-  check_alignment(cache.pages, 16);
-  for (const TensorView* t : {&source, &destination}) {
-    check_dtype(*t, {DType::i32});
-    check_shape(*t, {source.shape[0]});
-    check_contiguous(*t);
-    check_device(*t, cache.pages.device);
-  }
+  check_copy_pages(kRules, cache, source, destination);
   const int64_t page_bytes = cache.pages.shape[1] * cache.pages.shape[2] * dtype_bytes(cache.pages.dtype);
   if (source.numel() == 0 || page_bytes == 0) return;
 

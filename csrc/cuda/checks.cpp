@@ -2,7 +2,10 @@
 
 #include <climits>
 
+#include "attention.h"
+
 namespace codegen_fast::cuda {
+namespace {
 
 DType activation_type(const TensorView& x) {
   if (x.dtype != DType::f16 && x.dtype != DType::bf16)
@@ -10,66 +13,35 @@ DType activation_type(const TensorView& x) {
   return x.dtype;
 }
 
-void check_activations(const TensorView& x, int64_t rows, int64_t columns, DType type, Device device) {
-  activation_type(x);
-  check_dtype(x, {type});
-  check_shape(x, {rows, columns});
-  check_rows_contiguous(x);
-  check_device(x, device);
+void check_page_type(const TensorView& pages) { activation_type(pages); }
+
+void check_weight_type(const PackedWeight& w, const char* name) {
+  if (w.dtype != DType::f16 && w.dtype != DType::bf16 && w.dtype != DType::i8)
+    throw TypeError(std::string(name) + ": expected float16, bfloat16 or int8 weights on CUDA, got " +
+                    dtype_name(w.dtype));
 }
 
-void check_output(const TensorView& x, int64_t rows, int64_t columns, DType type, Device device) {
-  check_activations(x, rows, columns, type, device);
-  check_output_rows(x);
+void check_head_dim(int64_t head_dim) {
+  if (head_dim < 2 || head_dim > kMaxHeadDim || head_dim % 2)
+    throw ValueError("n_head: heads of " + std::to_string(head_dim) + " dimensions; an even number up to " +
+                     std::to_string(kMaxHeadDim) + " is supported on CUDA");
 }
 
-void check_vector(const TensorView& x, int64_t length, Device device) {
-  check_dtype(x, {DType::f32});
-  check_shape(x, {length});
-  check_contiguous(x);
-  check_device(x, device);
-}
+}  // namespace
 
-void check_norm(const Norm& norm, int64_t d, Device device) {
-  check_vector(norm.weight, d, device);
-  check_vector(norm.bias, d, device);
-}
+const BackendRules kRules{.activation_type = activation_type,
+                          .one_type = true,
+                          .check_page_type = check_page_type,
+                          .check_weight_type = check_weight_type,
+                          .check_head_dim = check_head_dim,
+                          .copied_page_alignment = 16,
+                          .packed_weight_bytes = packed_weight_bytes,
+                          .packed_weight_scales = packed_weight_scales,
+                          .kv_page_size = kv_page_size,
+                          .activation_group = activation_group,
+                          .activation_padding = activation_padding};
 
-void check_workspace(const TensorView& workspace, int64_t bytes, Device device) {
-  check_dtype(workspace, {DType::u8});
-  check_contiguous(workspace);
-  check_device(workspace, device);
-  if (bytes) check_alignment(workspace, 16);
-  if (workspace.ndim != 1 || workspace.numel() < bytes)
-    throw ValueError(std::string(workspace.name) + ": expected at least " + std::to_string(bytes) +
-                     " bytes in one dimension, got shape " + shape_string(workspace));
-}
-
-void check_weight_type(const PackedWeight& w, const char* name, DType activations) {
-  if (w.dtype != DType::i8 && w.dtype != activations)
-    throw TypeError(std::string(name) + ": expected " + dtype_name(activations) +
-                    " weights (the activations' type) or int8, got " + dtype_name(w.dtype));
-}
-
-void check_batch(const Batch& batch, const KVCache& cache, int64_t d, DType activations, Device device) {
-  const int64_t seqs = batch.num_seqs();
-  for (const TensorView* t : {&batch.query_start, &batch.seq_lens, &batch.page_table}) {
-    check_dtype(*t, {DType::i32});
-    check_device(*t, device);
-  }
-  check_shape(batch.query_start, {seqs + 1});
-  check_shape(batch.seq_lens, {seqs});
-  check_shape(batch.page_table, {seqs, -1});
-  check_contiguous(batch.query_start);
-  check_contiguous(batch.seq_lens);
-  check_rows_contiguous(batch.page_table);
-  activation_type(cache.pages);
-  check_dtype(cache.pages, {activations});
-  check_shape(cache.pages, {-1, kPage, 2 * d});
-  check_contiguous(cache.pages);
-  check_device(cache.pages, device);
-  if (batch.max_seq_len < 0 || batch.max_seq_len > INT32_MAX)
-    throw ValueError("max_seq_len: expected 0 to 2^31 - 1, got " + std::to_string(batch.max_seq_len));
+void check_counts(const Batch& batch, const KVCache& cache) {
   to_int(batch.num_tokens, "num_tokens");
   to_int(cache.pages.shape[0], "pages");
 }

@@ -80,29 +80,14 @@ void layer_norm_as(TensorView& out, const TensorView& x, const Norm& norm) {
 }  // namespace
 
 void embed(TensorView& x, const TensorView& ids, const TensorView& wte) {
-  const Device device = ids.device;
-  check_dtype(ids, {DType::i64});
-  check_shape(ids, {-1});
-  check_contiguous(ids);
-  check_dtype(wte, {DType::f32, DType::f16, DType::bf16});
-  check_shape(wte, {-1, -1});
-  check_contiguous(wte);
-  check_device(wte, device);
-  const DType type = activation_type(x);
-  check_output(x, ids.shape[0], wte.shape[1], type, device);
-  if (type == DType::f16) embed_as<f16>(x, ids, wte);
+  check_embed(kRules, x, ids, wte);
+  if (x.dtype == DType::f16) embed_as<f16>(x, ids, wte);
   else embed_as<bf16>(x, ids, wte);
 }
 
 void layer_norm(TensorView& out, const TensorView& x, const Norm& norm) {
-  const Device device = x.device;
-  check_shape(x, {-1, -1});
-  const int64_t tokens = x.shape[0], d = x.shape[1];
-  const DType type = activation_type(x);
-  check_activations(x, tokens, d, type, device);
-  check_output(out, tokens, d, type, device);
-  check_norm(norm, d, device);
-  if (type == DType::f16) layer_norm_as<f16>(out, x, norm);
+  check_layer_norm(kRules, out, x, norm);
+  if (x.dtype == DType::f16) layer_norm_as<f16>(out, x, norm);
   else layer_norm_as<bf16>(out, x, norm);
 }
 

@@ -66,8 +66,6 @@ struct Weight {
   }
 };
 
-// w's sizes are sane, its memory is there and of the right size and device; throws otherwise.
-void check_packed(const PackedWeight& w, const char* name, Device device);
 // w has been checked, or only its sizes are used.
 Weight weight_of(const PackedWeight& w);
 

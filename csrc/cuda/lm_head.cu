@@ -30,30 +30,14 @@ void project(const TensorView& logits, const TensorView& x, const TensorView& ro
 void lm_head(TensorView& logits, const TensorView& x, const TensorView& rows, const Norm& norm,
              const PackedWeight& w_lm, const TensorView& bias_lm, Phase phase, TensorView& workspace) {
   // check
-  const Device device = x.device;
-  check_packed(w_lm, "w_lm", device);
-  const int64_t d = w_lm.in_features(), vocab_size = w_lm.out_features();
-  if (w_lm.num_sections != 1 || w_lm.num_segments != 1) throw ValueError("w_lm: expected one section and one segment");
-  const DType type = activation_type(x);
-  check_weight_type(w_lm, "w_lm", type);
-  check_activations(x, -1, d, type, device);
+  check_lm_head(kRules, logits, x, rows, norm, w_lm, bias_lm);
   to_int(x.shape[0], "x");
-  check_dtype(rows, {DType::i32});
-  check_shape(rows, {-1});
-  check_contiguous(rows);
-  check_device(rows, device);
   const int64_t count = to_int(rows.shape[0], "rows");
-  check_dtype(logits, {DType::f32});
-  check_shape(logits, {count, vocab_size});
-  check_output_rows(logits);
-  check_device(logits, device);
-  check_norm(norm, d, device);
-  check_vector(bias_lm, vocab_size, device);
-  check_workspace(workspace, lm_head_workspace(count, w_lm), device);
+  check_workspace(workspace, lm_head_workspace(count, w_lm), x.device);
   if (count == 0) return;
 
   // launch
-  const auto run = type == DType::f16 ? project<f16> : project<bf16>;
+  const auto run = x.dtype == DType::f16 ? project<f16> : project<bf16>;
   run(logits, x, rows, norm, w_lm, bias_lm, phase, workspace);
 }
 

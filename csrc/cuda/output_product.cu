@@ -30,21 +30,13 @@ void project(const TensorView& x, const TensorView& act, const PackedWeight& w_o
 void output_product(TensorView& x, const TensorView& act, const PackedWeight& w_out, const TensorView& bias_out,
                     Phase phase, TensorView& workspace) {
   // check
-  const Device device = act.device;
-  check_packed(w_out, "w_out", device);
-  const int64_t d = w_out.out_features();
-  if (w_out.num_sections != 1) throw ValueError("w_out: expected one section of rows");
-  const DType type = activation_type(act);
-  check_weight_type(w_out, "w_out", type);
-  check_activations(act, -1, w_out.in_features(), type, device);
+  check_output_product(kRules, x, act, w_out, bias_out);
   const int64_t tokens = to_int(act.shape[0], "act");
-  check_output(x, tokens, d, type, device);
-  check_vector(bias_out, d, device);
-  check_workspace(workspace, output_product_workspace(tokens, w_out), device);
+  check_workspace(workspace, output_product_workspace(tokens, w_out), act.device);
   if (tokens == 0) return;
 
   // launch
-  const auto run = type == DType::f16 ? project<f16> : project<bf16>;
+  const auto run = act.dtype == DType::f16 ? project<f16> : project<bf16>;
   run(x, act, w_out, bias_out, phase, workspace);
 }
 

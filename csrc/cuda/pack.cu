@@ -1,5 +1,6 @@
 // Packing, quantisation and their inverses. A warp takes 8 rows x 4 cores of a panel at a time, lane i row i % 8 of
 // core i / 8: what lies in the weight is then contiguous, and four lanes share a row of the caller's tensor.
+#include "checks.h"
 #include "columns.cuh"
 #include "launch.h"
 #include "quantize.cuh"
@@ -210,22 +211,6 @@ void for_type(DType type, F&& f) {
   else f(bf16{});
 }
 
-void check_rows(const PackedWeight& w, int64_t section, int64_t row, int64_t segment, const TensorView& rows) {
-  if (section < 0 || section >= w.num_sections)
-    throw ValueError("section: expected 0 to " + std::to_string(w.num_sections - 1) + ", got " +
-                     std::to_string(section));
-  if (segment < 0 || segment >= w.num_segments)
-    throw ValueError("segment: expected 0 to " + std::to_string(w.num_segments - 1) + ", got " +
-                     std::to_string(segment));
-  check_shape(rows, {-1, w.segment_cols[segment]});
-  if (row < 0 || row > w.section_rows[section] - rows.shape[0])
-    throw ValueError(std::string(rows.name) + ": " + std::to_string(rows.shape[0]) + " rows from row " +
-                     std::to_string(row) + " on do not fit a section of " + std::to_string(w.section_rows[section]) +
-                     " rows");
-  check_rows_contiguous(rows);
-  check_device(rows, w.data.device);
-}
-
 Range range_of(const PackedWeight& packed, int64_t section, int64_t row, int64_t segment, int64_t count) {
   const Weight w = weight_of(packed);
   Range r;
@@ -261,13 +246,7 @@ int64_t packed_weight_scales(const PackedWeight& w) {
 
 void pack(PackedWeight& w, int64_t section, int64_t row, int64_t segment, const TensorView& source,
           TensorView& status) {
-  check_packed(w, "weight", source.device);
-  check_dtype(source, {DType::f32, DType::f16, DType::bf16});
-  check_rows(w, section, row, segment, source);
-  check_dtype(status, {DType::i32});
-  check_shape(status, {2});
-  check_contiguous(status);
-  check_device(status, source.device);
+  check_pack(kRules, w, section, row, segment, source, status);
 
   const Range range = range_of(w, section, row, segment, source.shape[0]);
   for_type(source.dtype, [&](auto s) {
@@ -280,7 +259,7 @@ void pack(PackedWeight& w, int64_t section, int64_t row, int64_t segment, const 
 }
 
 void clear_packed(PackedWeight& w) {
-  check_packed(w, "weight", w.data.device);
+  check_packed(kRules, w, "weight", w.data.device);
   check_call(cudaMemsetAsync(w.data.data, 0, w.data.numel(), StreamScope::stream()), "clear_packed");
   if (w.dtype != DType::i8) return;
   const size_t bytes = w.scales.numel() * sizeof(float);
@@ -289,14 +268,7 @@ void clear_packed(PackedWeight& w) {
 
 void pack_quantized(PackedWeight& w, int64_t section, int64_t row, int64_t segment, const TensorView& source,
                     const TensorView& scales) {
-  check_packed(w, "weight", source.device);
-  if (w.dtype != DType::i8) throw TypeError(std::string("weight: expected int8, got ") + dtype_name(w.dtype));
-  check_dtype(source, {DType::i8});
-  check_rows(w, section, row, segment, source);
-  check_dtype(scales, {DType::f32});
-  check_shape(scales, {source.shape[0]});
-  check_contiguous(scales);
-  check_device(scales, source.device);
+  check_pack_quantized(kRules, w, section, row, segment, source, scales);
 
   const Range range = range_of(w, section, row, segment, source.shape[0]);
   const QuantizedParams params{range, source.as<int8_t>(), source.strides[0], scales.as<float>()};
@@ -305,18 +277,10 @@ void pack_quantized(PackedWeight& w, int64_t section, int64_t row, int64_t segme
 
 void unpack(TensorView& out, TensorView& out_scales, const PackedWeight& w, int64_t section, int64_t row,
             int64_t segment) {
-  check_packed(w, "weight", out.device);
-  check_rows(w, section, row, segment, out);
-  check_output_rows(out);
-  check_dtype(out, {DType::f32, DType::f16, DType::bf16, DType::i8});
+  check_unpack(kRules, out, out_scales, w, section, row, segment);
+
   const Range range = range_of(w, section, row, segment, out.shape[0]);
   if (out.dtype == DType::i8) {
-    if (w.dtype != DType::i8)
-      throw TypeError(std::string("out: int8 needs an int8 weight, got ") + dtype_name(w.dtype));
-    check_dtype(out_scales, {DType::f32});
-    check_shape(out_scales, {out.shape[0]});
-    check_contiguous(out_scales);
-    check_device(out_scales, out.device);
     const QuantizedParams params{range, out.as<int8_t>(), out.strides[0], out_scales.as<float>()};
     launch("unpack", unpack_quantized_kernel, grid_of(range), params);
     return;

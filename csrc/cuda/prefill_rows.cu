@@ -189,18 +189,7 @@ PrefillRows plain_rows(const TensorView& x, const PackedWeight& w, void* workspa
 }
 
 void quantize_activations(TensorView& q, TensorView& scales, const TensorView& x, const PackedWeight& w) {
-  const Device device = x.device;
-  check_packed(w, "weight", device);
-  check_activations(x, -1, w.in_features(), activation_type(x), device);
-  if (w.dtype != DType::i8) throw TypeError(std::string("weight: expected int8, got ") + dtype_name(w.dtype));
-  check_dtype(q, {DType::i8});
-  check_shape(q, {x.shape[0], padded_columns(w)});
-  check_contiguous(q);
-  check_device(q, device);
-  check_dtype(scales, {DType::f32});
-  check_shape(scales, {x.shape[0], w.num_segments});
-  check_contiguous(scales);
-  check_device(scales, device);
+  check_quantize_activations(kRules, q, scales, x, w);
 
   auto run = [&](auto t) {
     using T = decltype(t);

@@ -377,26 +377,9 @@ int64_t sample_workspace(int64_t num_rows, int64_t vocab_size) {
 
 void sample(TensorView& out, const TensorView& logits, const SamplingParams& params, TensorView& workspace) {
   // check
-  const Device device = logits.device;
-  check_dtype(logits, {DType::f32});
-  check_shape(logits, {-1, -1});
-  check_rows_contiguous(logits);
   const int64_t rows = logits.shape[0], vocab_size = logits.shape[1];
-  if (vocab_size == 0) throw ValueError("logits: expected at least one column, got shape " + shape_string(logits));
-  check_dtype(out, {DType::i64});
-  check_dtype(params.temperature, {DType::f32});
-  check_dtype(params.top_k, {DType::i32});
-  check_dtype(params.top_p, {DType::f32});
-  check_dtype(params.seed, {DType::i64});
-  check_dtype(params.sample_index, {DType::i32});
-  check_dtype(params.position, {DType::i32});
-  for (const TensorView* t : {static_cast<const TensorView*>(&out), &params.temperature, &params.top_k, &params.top_p,
-                              &params.seed, &params.sample_index, &params.position}) {
-    check_shape(*t, {rows});
-    check_contiguous(*t);
-    check_device(*t, device);
-  }
-  check_workspace(workspace, sample_workspace(rows, vocab_size), device);
+  check_sample(out, logits, params);
+  check_workspace(workspace, sample_workspace(rows, vocab_size), logits.device);
 
   // plan
   int mass_bits = kMassBits;

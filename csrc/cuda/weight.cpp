@@ -1,28 +1,7 @@
-// A PackedWeight checked, and as kernels know it.
+// A PackedWeight as kernels know it.
 #include "layout.h"
 
 namespace codegen_fast::cuda {
-
-void check_packed(const PackedWeight& w, const char* name, Device device) {
-  const std::string n(name);
-  if (w.num_sections < 1 || w.num_segments < 1) throw ValueError(n + ": a weight needs a section and a segment");
-  for (int i = 0; i < w.num_sections; ++i)
-    if (w.section_rows[i] < 1) throw ValueError(n + ": sections must have at least one row");
-  for (int i = 0; i < w.num_segments; ++i)
-    if (w.segment_cols[i] < 1) throw ValueError(n + ": segments must have at least one column");
-  if (w.dtype != DType::f16 && w.dtype != DType::bf16 && w.dtype != DType::i8)
-    throw TypeError(n + ": expected float16, bfloat16 or int8 weights on CUDA, got " + dtype_name(w.dtype));
-  check_dtype(w.data, {DType::u8});
-  check_shape(w.data, {packed_weight_bytes(w)});
-  check_contiguous(w.data);
-  check_alignment(w.data, 64);
-  check_device(w.data, device);
-  if (w.dtype != DType::i8) return;
-  check_dtype(w.scales, {DType::f32});
-  check_shape(w.scales, {packed_weight_scales(w)});
-  check_contiguous(w.scales);
-  check_device(w.scales, device);
-}
 
 Weight weight_of(const PackedWeight& packed) {
   Weight w = {};

@@ -127,7 +127,8 @@ def _sources(arch: int, partial: bool) -> list[tuple[Path, tuple[str, ...]]]:
     sources += [(HERE / "module.cpp", (*binding, module, *(("-DCODEGEN_FAST_EMULATOR_PARTIAL",) if partial else ())))]
     kernels = sorted((csrc / "cuda").glob("*.cu"), key=lambda path: -path.stat().st_size)
     sources += [(path, (*COMMON, module, *KERNELS)) for path in kernels]
-    sources += [(path, (*COMMON, *BINDING)) for path in (*sorted((csrc / "cuda").glob("*.cpp")), csrc / "view.cpp")]
+    host = (*sorted((csrc / "cuda").glob("*.cpp")), csrc / "checks.cpp", csrc / "view.cpp")
+    sources += [(path, (*COMMON, *BINDING)) for path in host]
     sources += engine_sources()
     return sources
 
