@@ -25,6 +25,7 @@ constexpr int kKeys = 16;                   // that a warp takes at a time: half
 constexpr int kSplit = kWarps * kKeys;
 constexpr int kRanks = 8;
 constexpr int kMaxSpreadTokens = 64;        // that there is workspace for
+constexpr int kReserved = 1024;             // shared memory that the system takes for a block
 constexpr int kWalkedKeys = 256;            // up to which a large grid walks: longer ones leave SMs idle at the end
 
 // Slots of a warp's ring. Bytes on their way are (slots - 1) x blocks of an SM x what a slot holds (20 KB at D = 64).
@@ -347,7 +348,11 @@ void decode_attention(const AttentionCall& call, void* workspace) {
     const int pieces = ceil_div(ceil_div(call.max_seq_len, kSplit), spread ? kRanks : 1);
     params.slots = std::max(1, std::min(kMaxSlots<kDim>, pieces));
     auto bytes = [&] { return Layout<kDim>::fixed(spread) + Layout<kDim>::ring(params.slots); };
-    while (params.slots > 1 && bytes() > device_limits().shared_bytes_per_block) --params.slots;
+    // A spread block takes at most half a multiprocessor where one slot does: then it can start beside a block of the
+    // product before it. That this is worth the bytes on their way that it costs at D = 256 has not been measured.
+    const int whole = device_limits().shared_bytes_per_block, half = (whole + kReserved) / 2 - kReserved;
+    const bool shares = spread && Layout<kDim>::fixed(spread) + Layout<kDim>::ring(1) <= half;
+    while (params.slots > 1 && bytes() > (shares ? half : whole)) --params.slots;
     launch("attention", decode_attention_kernel<T, kDim>,
            Grid{dim3(static_cast<unsigned>(tiles), spread ? ranks : 1), kThreads, static_cast<size_t>(bytes())},
            params);
