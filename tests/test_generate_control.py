@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -132,12 +133,8 @@ def test_threads_share_a_model(pair):
         return pair[1].generate(IDS, attention_mask=MASK, num_return_sequences=2, seed=seed, **knobs)
 
     expected = [generate(seed) for seed in range(4)]
-    got = [None] * 4
-    threads = [threading.Thread(target=lambda s=seed: got.__setitem__(s, generate(s))) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(generate, range(4)))
     assert all(torch.equal(a, b) for a, b in zip(got, expected))
 
 

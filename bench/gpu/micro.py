@@ -44,11 +44,15 @@ def measure(case: shapes.Case, timer: clock.Clock, found: dict[str, float]) -> l
         contestants = [timer.ours(OURS, prepared.ours)]
     except Exception as failure:  # one kernel that fails must not take the others' rows with it
         return [{**row, "engine": OURS, "wrong": f"{type(failure).__name__}: {failure}"}]
+    absent = {}  # recorded, so that a row without a peer says why
     for name, calls in prepared.peers.items():
         try:
             contestants.append(timer.torchs(name, calls))
         except Exception as failure:
-            print(f"      {name} is left out: {type(failure).__name__}: {failure}")
+            absent[name] = f"{type(failure).__name__}: {failure}"
+            print(f"      {name} is left out: {absent[name]}")
+    if absent:
+        row = {**row, "left_out": absent}
     samples = timer.race(contestants)
     return [{**row, "engine": c.name, "calls": c.calls, "samples": clock.rounded(samples[c.name])} for c in contestants]
 
