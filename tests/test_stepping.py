@@ -28,19 +28,20 @@ def prompt(length: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(3, SHAPE["vocab_size"], (1, length), generator=torch.Generator().manual_seed(seed))
 
 
-def greedy_one_by_one(model, ids: torch.Tensor, steps: int) -> list[int]:
-    """By the eager steps of RunningBatch, the largest logit chosen on the host."""
+def greedy_one_by_one(model, ids: torch.Tensor, steps: int) -> tuple[list[int], torch.Tensor]:
+    """Tokens, and the logits (steps, V) after each, by the eager steps of RunningBatch; the host takes the largest."""
     decoder = model._decoder
     cache = decoder.new_cache()
     sequence = cache.new_sequence()
     logits = decoder.prefill(cache, [sequence], [ids[0]]).logits
     batch = decoder.start(cache, [sequence], steps)
-    tokens = []
+    tokens, each = [], []
     for _ in range(steps):
         tokens.append(int(logits[0].argmax()))
         logits = batch.step(torch.tensor(tokens[-1:], device=decoder.device))
+        each.append(logits[0].clone())
     batch.close()
-    return tokens
+    return tokens, torch.stack(each)
 
 
 @pytest.fixture
@@ -61,13 +62,18 @@ def test_buckets():
 
 
 @per_device(ALL, quantization=(None, "int8"))
-def test_recorded_steps_give_the_tokens_of_eager_ones(device, quantization, recordings):
+def test_recorded_steps_give_the_bits_of_eager_ones(device, quantization, recordings, monkeypatch):
     """From 121 tokens to 133: past the end of a page, and of the first bound that steps are recorded for."""
     model = model_on(device, quantization)
     ids = prompt(121)
+    logits, run = [], workplace.Step.run
+    monkeypatch.setattr(workplace.Step, "run", lambda step, *args: run(step, *args) or logits.append(step.logits[0].clone()))
     got = model.generate(ids, max_new_tokens=12, eos_token_id=None)
     assert got.device == model.device
-    assert got[0, 121:].tolist() == greedy_one_by_one(model, ids, 12)
+    tokens, eager = greedy_one_by_one(model, ids, 12)
+    assert got[0, 121:].tolist() == tokens
+    # The first token comes from the prompt's logits; on a GPU a step of idle rows runs before all others.
+    assert torch.equal(torch.stack(logits[-11:]), eager[:11])
     assert len(recordings) == (2 if device.backend == "cuda" else 0)
 
 
@@ -100,7 +106,7 @@ def test_state_that_must_be_copied(device, monkeypatch):
     model = model_on(device)
     monkeypatch.setattr(transfer, "is_host", lambda device: False)
     ids = prompt(30)
-    expected = greedy_one_by_one(model, ids, 5)
+    expected = greedy_one_by_one(model, ids, 5)[0]
     rows = model.generate(ids, max_new_tokens=5, eos_token_id=expected[3])
     assert rows[0, 30:].tolist() == expected[:4]
 
@@ -139,7 +145,7 @@ def test_a_cache_that_grows_is_recorded_again(device, monkeypatch, recordings):
     monkeypatch.setattr(workplace, "_make_room", lambda *arguments: None)
     model = model_on(device)
     ids = prompt(20)
-    expected = greedy_one_by_one(model, ids, 70)
+    expected = greedy_one_by_one(model, ids, 70)[0]
     assert model.generate(ids, max_new_tokens=70, eos_token_id=None)[0, 20:].tolist() == expected
     # Grown before the first step, and when the pages for its first 52 tokens were full.
     assert len(recordings) == (2 if device.backend == "cuda" else 0)

@@ -144,7 +144,7 @@ PROOFS = {
     "logits within their type's bound": ("test_half_logits_err_no_more", "test_half_steps_err_no_more"),
     "teacher-forced logits and tokens of the CPU backend": ("test_cuda_and_the_cpu_agree",),
     "int8 as good as on the CPU": ("test_int8_on_cuda_is_as_good",),
-    "graph = eager, bitwise": ("test_recorded_steps_give_the_tokens_of_eager_ones",),
+    "graph = eager, bitwise": ("test_recorded_steps_give_the_bits_of_eager_ones",),
     "alone = in a batch, bitwise": ("test_logits_are_the_same_bits_alone_in_a_batch", "test_invariance_ops"),
     "1,000 steps without drift": ("test_a_thousand_steps_do_not_drift",),
     "all tests on cuda": ("[cuda",),
