@@ -20,7 +20,9 @@ _HOMES = {
     "CodeGenForCausalLM": "model",
     "CodeGenTokenizer": "tokenizer",
     "GenerationConfig": "generation",
+    "Session": "session",
     "accelerate": "from_transformers",
+    "truncate": "stops",
 }
 
 __all__ = list(_HOMES)
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from .from_transformers import accelerate
     from .generation import GenerationConfig
     from .model import CodeGenForCausalLM
+    from .session import Session
+    from .stops import truncate
     from .tokenizer import AutoTokenizer, CodeGenTokenizer
 
 
@@ -43,4 +47,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({"__version__", *_HOMES})

@@ -7,6 +7,7 @@ the pages of that beginning, and a page is copied when one of its owners is abou
 from __future__ import annotations
 
 import math
+import threading
 
 import numpy as np
 import torch
@@ -47,6 +48,8 @@ class PagedCache:
         self.layers = list(self.storage)
         self._free = list(range(num_pages - 1, -1, -1))
         self._owners = [0] * num_pages
+        # For caches that outlive a call: held by whoever takes, writes or gives back pages, for a step at a time.
+        self.lock = threading.RLock()
 
     def pages_for(self, tokens: int) -> int:
         """Pages that ``tokens`` tokens of one sequence take."""
@@ -74,12 +77,9 @@ class PagedCache:
 
     def release(self, sequence: Sequence) -> None:
         """Gives the sequence's pages back; it is empty afterwards."""
-        for page in sequence.pages:
-            self._owners[page] -= 1
-            if self._owners[page] == 0:
-                self._free.append(page)
-        sequence.pages = []
-        sequence.length = 0
+        # First taken from the sequence: what interrupts this may lose pages, but gives none back twice.
+        pages, sequence.pages, sequence.length = sequence.pages, [], 0
+        self._give_back(pages)
 
     def reserve(self, sequences: list[Sequence], new_tokens: list[int]) -> None:
         """Makes room for new tokens at the end of each sequence, whose ``length`` stays as it is.
@@ -118,12 +118,14 @@ class PagedCache:
     def crop(self, sequence: Sequence, length: int) -> None:
         """Forgets the tokens from position ``length`` on."""
         keep = self.pages_for(length)
-        for page in sequence.pages[keep:]:
+        pages, sequence.pages, sequence.length = sequence.pages[keep:], sequence.pages[:keep], length
+        self._give_back(pages)
+
+    def _give_back(self, pages: list[int]) -> None:
+        for page in pages:
             self._owners[page] -= 1
             if self._owners[page] == 0:
                 self._free.append(page)
-        del sequence.pages[keep:]
-        sequence.length = length
 
     def _take(self) -> int:
         page = self._free.pop()

@@ -114,6 +114,10 @@ class CodeGenConfig:
         """How the checkpoint's own weights are stored: None, or "int8" as save_pretrained() writes it."""
         return None if self.extra.get("quantization_config") is None else "int8"
 
+    def get_text_config(self, *_: Any, **__: Any) -> CodeGenConfig:
+        """Itself: transformers' pipelines ask for the part of a configuration that is about text."""
+        return self
+
     def to_dict(self) -> dict[str, Any]:
         """The keys and values of config.json."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("extra", "dtype")}

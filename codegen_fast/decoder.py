@@ -108,10 +108,10 @@ class Decoder:
         scratch = Scratch(self, min(total, chunk), min(rows, chunk), max_seq_len)
 
         done = written = 0
-        for pieces in _chunks(lengths, chunk):
+        for pieces in chunks(lengths, chunk):
             members = [sequences[i] for i, _, _ in pieces]
             ids = to_device(torch.cat([token_ids[i][begin:end] for i, begin, end in pieces]), self.device)
-            batch = _prefill_batch(members, [end - begin for _, begin, end in pieces], max_seq_len, self.device)
+            batch = prefill_batch(members, [end - begin for _, begin, end in pieces], max_seq_len, self.device)
             x = scratch.x[: len(ids)]
             ops.embed(x, ids, self.weights.embedding)
             here = slice(done, done + len(ids))
@@ -170,10 +170,10 @@ class RunningBatch:
         self._on_host = transfer.is_host(device)  # lengths and pages are written in place
         self._arrange()
 
-    def step(self, token_ids: torch.Tensor) -> torch.Tensor:
+    def step(self, token_ids: torch.Tensor, states: list[torch.Tensor] | None = None) -> torch.Tensor:
         """Appends token_ids (B,) int64, one a sequence, and returns the logits (B, V) float32 that follow them.
 
-        The result is overwritten by the next step.
+        The result is overwritten by the next step. states: n_layer + 1 tensors (B, d) that get the hidden states.
         """
         decoder, cache = self._decoder, self._cache
         ops.set_num_threads(torch.get_num_threads())
@@ -182,7 +182,7 @@ class RunningBatch:
         self._lengthen(1)
         try:
             ops.embed(self._x, token_ids, decoder.weights.embedding)
-            decoder.run_layers(self._x, self._q, self._act, cache, self._batch, True, self._scratch.workspace)
+            decoder.run_layers(self._x, self._q, self._act, cache, self._batch, True, self._scratch.workspace, states)
             decoder.run_lm_head(self._out, self._x, self._rows, True, self._scratch.workspace)
         except BaseException:
             self._lengthen(-1)
@@ -201,6 +201,25 @@ class RunningBatch:
         self.sequences = [self.sequences[i] for i in rows]
         if self.sequences:
             self._arrange()
+
+    def reorder(self, parents: list[int]) -> None:
+        """Row i goes on from what row parents[i] held. A parent may appear several times: its rows share pages until
+        they differ. Rows that are no parent leave and give their pages back.
+
+        Raises ValueError for more rows than the batch began with.
+        """
+        if len(parents) > self._logits.shape[0]:
+            raise ValueError(f"parents: {len(parents)} rows, and this batch has room for {self._logits.shape[0]}")
+        rows: list[int] = []
+        taken: set[int] = set()
+        for parent in parents:
+            if parent in taken:
+                # At once among the batch's: whatever interrupts this, close() gives its pages back.
+                self.sequences.append(self._cache.fork(self.sequences[parent]))
+                parent = len(self.sequences) - 1
+            rows.append(parent)
+            taken.add(parent)
+        self.keep(rows)
 
     def close(self) -> None:
         """All sequences give their pages back."""
@@ -257,7 +276,7 @@ def _rotary_table(n_positions: int, rotary_dim: int, device: torch.device) -> to
     return torch.cat([torch.cos(angles), torch.sin(angles)], dim=1).to(device)
 
 
-def _chunks(lengths: list[int], size: int) -> list[list[tuple[int, int, int]]]:
+def chunks(lengths: list[int], size: int) -> list[list[tuple[int, int, int]]]:
     """Cuts sequences of new tokens into calls of at most ``size`` tokens: lists of (sequence, begin, end)."""
     chunks: list[list[tuple[int, int, int]]] = []
     room = 0
@@ -274,7 +293,7 @@ def _chunks(lengths: list[int], size: int) -> list[list[tuple[int, int, int]]]:
     return chunks
 
 
-def _prefill_batch(members: list[Sequence], new: list[int], max_seq_len: int, device: torch.device) -> ops.Batch:
+def prefill_batch(members: list[Sequence], new: list[int], max_seq_len: int, device: torch.device) -> ops.Batch:
     lens = [s.length + n for s, n in zip(members, new, strict=True)]
     table = np.zeros((len(members), max(len(s.pages) for s in members)), dtype=np.int32)
     for row, sequence in zip(table, members, strict=True):

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cache import PagedCache, Sequence
 from .decoder import Decoder
 from .generation.inputs import as_ids, as_mask, require_default_positions, require_vocabulary, token_spans
 from .generation.knobs import as_int, nearest
 from .outputs import CausalLMOutput
+from .past import PastKeyValues, require_past
 
 _ARGUMENTS = ("input_ids", "attention_mask", "past_key_values", "use_cache", "labels", "output_hidden_states",
               "return_dict", "logits_to_keep", "position_ids")
@@ -26,40 +26,6 @@ _REFUSED = {
 }
 
 
-class PastKeyValues:
-    """The cache of a forward pass: give it back with the next tokens to continue. It grows in place.
-
-    It belongs to the model that made it, and is freed with its last reference.
-    """
-
-    def __init__(self, decoder: Decoder, cache: PagedCache, sequences: list[Sequence], mask: Tensor):
-        self.decoder = decoder
-        self.cache = cache
-        self.sequences = sequences  # one a row of the batch
-        self.mask = mask            # (B, columns) bool, on the CPU: which columns hold tokens
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns so far, padding included, as transformers counts them."""
-        return self.mask.shape[1]
-
-    def __copy__(self) -> PastKeyValues:
-        return self.__deepcopy__({})
-
-    def __deepcopy__(self, memo: dict) -> PastKeyValues:
-        """A second continuation of the same tokens: it shares their pages, so a copy costs next to nothing."""
-        return PastKeyValues(self.decoder, self.cache, [self.cache.fork(s) for s in self.sequences], self.mask)
-
-    def __del__(self) -> None:
-        for sequence in self.sequences:
-            self.cache.release(sequence)
-
-    def __reduce__(self) -> Any:
-        raise TypeError("past_key_values can be copied (copy.deepcopy), not pickled: it belongs to a loaded model")
-
-    def __repr__(self) -> str:
-        return f"PastKeyValues(batch={self.mask.shape[0]}, tokens={self.get_seq_length()})"
-
-
 def forward(decoder: Decoder, input_ids: Any, attention_mask: Any = None, past_key_values: PastKeyValues | None = None,
             use_cache: bool | None = None, labels: Any = None, output_hidden_states: bool | None = None,
             logits_to_keep: int | Tensor = 0, others: dict[str, Any] | None = None) -> CausalLMOutput:
@@ -67,7 +33,7 @@ def forward(decoder: Decoder, input_ids: Any, attention_mask: Any = None, past_k
     others = others or {}
     _require_known(others)
     ids = as_ids(input_ids)
-    past = _require_past(past_key_values, decoder, ids.shape[0])
+    past = require_past(past_key_values, decoder, ids.shape[0])
     past_columns = past.get_seq_length() if past is not None else 0
     past_tokens = [sequence.length for sequence in past.sequences] if past is not None else [0] * len(ids)
 
@@ -92,25 +58,26 @@ def forward(decoder: Decoder, input_ids: Any, attention_mask: Any = None, past_k
     # Often (every step, and scoring's prompt) only the last column is asked for: then the rest is not computed.
     last_only = kept == [ids.shape[1] - 1] and bool(mask[:, -1].all())
     rows = [row for row, tokens in enumerate(mask.any(1).tolist()) if tokens]
-    try:
-        output = decoder.prefill(past.cache, [past.sequences[row] for row in rows],
-                                 [ids[row, mask[row]] for row in rows],
-                                 logits="last" if last_only else "all", hidden_states=bool(output_hidden_states))
-    except BaseException:
-        for sequence, tokens in zip(past.sequences, past_tokens):
-            past.cache.crop(sequence, tokens)  # Ctrl-C leaves the caller's cache as it was
-        raise
+    with past.cache.lock:
+        try:
+            output = decoder.prefill(past.cache, [past.sequences[row] for row in rows],
+                                     [ids[row, mask[row]] for row in rows],
+                                     logits="last" if last_only else "all", hidden_states=bool(output_hidden_states))
+        except BaseException:
+            for sequence, tokens in zip(past.sequences, past_tokens):
+                past.cache.crop(sequence, tokens)  # Ctrl-C leaves the caller's cache as it was
+            raise
     past.mask = whole
 
     if last_only:
         logits = output.logits[:, None]
     else:
-        logits = _pad(output.logits, mask)
+        logits = pad_columns(output.logits, mask)
         if kept is not None:
             logits = logits[:, kept]
     hidden_states = None
     if output_hidden_states:
-        hidden_states = tuple(_pad(states, mask).to(decoder.dtype) for states in output.hidden_states)
+        hidden_states = tuple(pad_columns(states, mask).to(decoder.dtype) for states in output.hidden_states)
     return CausalLMOutput(
         loss=None if labels is None else _loss(logits, labels, mask),
         logits=logits, past_key_values=past if keep_cache else None, hidden_states=hidden_states)
@@ -123,20 +90,6 @@ def _require_known(others: dict[str, Any]) -> None:
                 raise NotImplementedError(f"{name} is not supported in codegen_fast: {_REFUSED[name]}")
         elif name not in _ARGUMENTS:
             raise TypeError(f"model() got an unknown argument {name!r}{nearest(name, [*_ARGUMENTS, *_REFUSED])}")
-
-
-def _require_past(past: Any, decoder: Decoder, batch: int) -> PastKeyValues | None:
-    if past is None:
-        return None
-    if not isinstance(past, PastKeyValues):
-        raise TypeError(f"past_key_values must be what an earlier call of this model returned, got "
-                        f"{type(past).__module__}.{type(past).__name__}: caches of transformers hold another layout")
-    if past.decoder is not decoder:
-        raise ValueError("past_key_values was made by another model, or before this one changed its dtype or device: "
-                         "start again with the whole prompt")
-    if past.mask.shape[0] != batch:
-        raise ValueError(f"past_key_values holds a batch of {past.mask.shape[0]}, input_ids one of {batch}")
-    return past
 
 
 def _whole_mask(attention_mask: Any, ids: Tensor, past: PastKeyValues | None) -> Tensor:
@@ -178,7 +131,7 @@ def _columns_to_keep(logits_to_keep: Any, columns: int) -> list[int] | None:
     return None if count == 0 else list(range(max(0, columns - count), columns))
 
 
-def _pad(ragged: Tensor, mask: Tensor) -> Tensor:
+def pad_columns(ragged: Tensor, mask: Tensor) -> Tensor:
     """(tokens, width) -> (B, n, width), zeros at padding. mask (B, n), on the CPU."""
     batch, columns = mask.shape
     if mask.all():

@@ -3,20 +3,30 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .caller import outside
 from .config import CodeGenConfig
 from .decoder import Decoder
 from .forward import PastKeyValues, forward
-from .generation import GenerationConfig, TokenStream, prepare, require_memory, run
-from .generation.config import as_generation_config
+from .generation.call import Generation
+from .generation.config import GenerationConfig, as_generation_config
+from .generation.healing import healed
+from .generation.request import Request, prepare
+from .generation.streaming import TokenStream
+from .generation.transitions import compute_transition_scores
+from .generation.text import Piece, pieces, pieces_async
 from .loading import (choose_device, choose_dtype, choose_model_dtype, choose_token, parse_device, parse_dtype,
                       parse_size, require_known_arguments, require_quantization)
 from .memory import named_where_full, parameter_count
-from .outputs import CausalLMOutput
+from .outputs import CausalLMOutput, GenerateOutput
+from .scoring import BATCH_TOKENS, Perplexity, Score, embed, perplexity, score
+from .session import Session
+from .tokenizer import CodeGenTokenizer
 from .weights import checkpoint_dtype, convert_weights, load_weights, open_checkpoint, resolve, save_checkpoint
 
 # What programs look for on a torch module, and what they find here instead.
@@ -33,10 +43,16 @@ class CodeGenForCausalLM:
     """
 
     training = False
+    # What transformers' pipelines ask a model (tests/test_pipeline.py).
+    main_input_name = "input_ids"
+    input_modalities, output_modalities = "text", ("text",)
 
-    def __init__(self, config: CodeGenConfig, decoder: Decoder, generation_config: Any = None):
+    def __init__(self, config: CodeGenConfig, decoder: Decoder, generation_config: Any = None,
+                 folder: os.PathLike | None = None):
         self.config = config
         self._decoder = decoder
+        self._folder = folder  # of the checkpoint, where a tokenizer may be
+        self._own_tokenizer: CodeGenTokenizer | None = None
         if generation_config is None:
             generation_config = GenerationConfig.from_model_config(config.to_dict())
         self.generation_config = generation_config
@@ -72,7 +88,7 @@ class CodeGenForCausalLM:
         with named_where_full(chosen_device):
             weights = load_weights(config, source, dtype=own_dtype, quantization=quantization, device=chosen_device,
                                    progress=True)
-        return cls(config, Decoder(config, weights, chosen_device), generation_config)
+        return cls(config, Decoder(config, weights, chosen_device), generation_config, folder)
 
     # ---- What it is ------------------------------------------------------------------------------
 
@@ -99,6 +115,18 @@ class CodeGenForCausalLM:
         checked = as_generation_config(value, "model.generation_config")
         self._generation_config = checked if value is None or isinstance(value, dict) else value
 
+    def can_generate(self) -> bool:
+        return True
+
+    @property
+    def name_or_path(self) -> str:
+        """The folder that the checkpoint was read from; "" for a model that was made from another."""
+        return "" if self._folder is None else str(self._folder)
+
+    def get_memory_footprint(self) -> int:
+        """transformers' name of `memory_footprint`."""
+        return self.memory_footprint()
+
     def memory_footprint(self) -> int:
         """Bytes of the weights as they lie in memory."""
         return self._decoder.weights.nbytes()
@@ -117,50 +145,180 @@ class CodeGenForCausalLM:
 
     def generate(self, input_ids: Any = None, attention_mask: Any = None, generation_config: Any = None,
                  streamer: Any = None, stopping_criteria: Any = None, logits_processor: Any = None,
-                 **knobs: Any) -> Tensor:
+                 **knobs: Any) -> Tensor | GenerateOutput:
         """Continues each prompt: LongTensor (B * num_return_sequences, n + new tokens) on the model's device.
 
-        input_ids: (B, n) ids, as a tensor, an array or a list of lists; without any, one prompt of bos_token_id.
+        input_ids: (B, n) ids, as a tensor, an array or a list of lists; lists of different lengths need no padding
+        (the result is padded on the left). Without any, one prompt of bos_token_id.
         attention_mask: (B, n), 0 at left padding. Without it, pad_token_id marks padding where it is not an eos token.
-        Rows are in transformers' order, begin with their prompt's n columns, and are padded after an eos token with
+        Rows are in transformers' order, begin with their prompt's n columns, and are padded after their end with
         pad_token_id (else the first eos).
 
-        Knobs, with transformers' defaults and precedence (call, then generation_config, then model.generation_config):
-        max_new_tokens, max_length (prompt included; 20 new tokens where neither is set), do_sample, temperature,
-        top_k, top_p, num_return_sequences, eos_token_id (one or a list), pad_token_id, bos_token_id.
-        Ours: seed (an int s, which gives prompt i the seed mix_seed(s, i), or one seed per prompt; None draws s from
-        torch's default generator) and sample_offset (index of the first sample): row j of prompt i comes again alone
-        with seed=mix_seed(s, i), sample_offset=j.
-        streamer: anything with put(ids) and end().
+        Knobs are those of transformers, with its defaults and precedence (call, then generation_config, then
+        model.generation_config); docs/knobs.md lists every one and what it does here. Ours are
+        seed: an int s, which gives prompt i the seed mix_seed(s, i), or one seed per prompt; None draws s from torch's
+        default generator. sample_offset: index of the first sample; row j of prompt i comes again alone with
+        seed=mix_seed(s, i), sample_offset=j.
+        stop: "function", "statement", "line", "truncation", or a list of regular expressions (codegen_fast.stops);
+        a row leaves the batch when its text is complete. It needs tokenizer=, unless the checkpoint's folder has one.
+        return_logprobs: k; the result then has .logprobs, with the log-probability of every token and of the k best.
+        max_batch_size: rows that run at once; the others wait for a place. The result does not depend on it.
+        session: a Session of this model.
 
-        Raises TypeError for unknown knobs, NotImplementedError for knobs of transformers that are not done,
-        ValueError for values out of range, ids outside the vocabulary, padding that is not on the left, and prompts
-        that reach past the context.
+        return_dict_in_generate=True or return_logprobs give a GenerateOutput.
+        Raises TypeError for unknown knobs, NotImplementedError for knobs of transformers that are refused, ValueError
+        for values out of range, ids outside the vocabulary, padding that is not on the left, and prompts that reach
+        past the context; OSError where memory is short.
         """
-        stored = as_generation_config(self._generation_config, "model.generation_config")
+        if callable(getattr(attention_mask, "to_dict", None)):
+            # By position, in transformers' order: the configuration, logits_processor, stopping_criteria, prefix function.
+            attention_mask, generation_config, logits_processor, stopping_criteria, prefix_fn, streamer = (
+                None, attention_mask, generation_config, streamer, stopping_criteria, knobs.pop("streamer", None))
+            if prefix_fn is not None:
+                knobs["prefix_allowed_tokens_fn"] = prefix_fn
         knobs.update(stopping_criteria=stopping_criteria, logits_processor=logits_processor)
-        decoder = self._decoder
         stream = TokenStream(streamer)
         try:
-            request = prepare(input_ids, attention_mask, generation_config, knobs, stored=stored,
-                              vocab_size=self.config.vocab_size, n_positions=self.config.n_positions)
-            require_memory(self.config, decoder.dtype, [len(prompt) for prompt in request.prompts],
-                           request.settings.num_return_sequences, decoder.device,
-                           kept=sum(place.nbytes() for place in list(decoder.kept)))
-            for message in request.warnings:
-                warnings.warn(message, UserWarning, stacklevel=2)
-            stream.put(request.input_ids)
-            with named_where_full(decoder.device):
-                rows = run(decoder, request.prompts, request.steps, request.settings, request.seeds,
-                           request.sample_indices, stream)
+            generation = self._generation(input_ids, attention_mask, generation_config, knobs, stream)
+            with named_where_full(self.device):
+                for _ in generation.events():
+                    pass
+                result = generation.result()
         except BaseException:
             stream.fail()
             raise
         stream.end()
-        pad = request.settings.pad_token_id
-        longest = max(map(len, rows))
-        new = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], dtype=torch.long, device="cpu")
-        return torch.cat([request.input_ids, new], 1).to(decoder.device)
+        return result
+
+    def compute_transition_scores(self, sequences: Tensor, scores: tuple[Tensor, ...],
+                                  beam_indices: Tensor | None = None, normalize_logits: bool = False) -> Tensor:
+        """(rows, new tokens) float32: the score of each token that `generate` chose, as transformers computes it.
+
+        sequences, scores, beam_indices: of a GenerateOutput with output_scores=True. normalize_logits: log-softmax of
+        the scores first. Positions after a beam's end are 0.
+        """
+        return compute_transition_scores(sequences, scores, beam_indices, normalize_logits)
+
+    def stream(self, prompt: Any, attention_mask: Any = None, generation_config: Any = None,
+               **knobs: Any) -> Iterator[Piece]:
+        """The new text of `generate`, piece by piece as it comes: an iterator of Piece(text, row, finish_reason).
+
+        prompt: a text, a list of texts, or ids as `generate` takes them. A piece never splits a character, and what a
+        stop cuts off is never given out. The last piece of a row says why it ended. Closing the iterator (leaving the
+        loop is enough) stops the work at the next token. Needs a tokenizer as `stop` does. Raises as `generate`.
+        """
+        generation = self._text_generation(prompt, attention_mask, generation_config, knobs, streams=True)
+        return pieces(generation, self.device)
+
+    def astream(self, prompt: Any, attention_mask: Any = None, generation_config: Any = None,
+                **knobs: Any) -> AsyncIterator[Piece]:
+        """`stream` for asyncio: the work is done in a thread, and cancelling the task stops it at the next token."""
+        generation = self._text_generation(prompt, attention_mask, generation_config, knobs, streams=True)
+        return pieces_async(generation, self.device)
+
+    def session(self, *, max_tokens: int | None = None, max_bytes: int | None = None, exact: bool = False) -> Session:
+        """A cache that is kept across calls: see codegen_fast.Session."""
+        return Session(self, max_tokens=max_tokens, max_bytes=max_bytes, exact=exact)
+
+    def score(self, prompts: Any, completions: Any = None, *, tokenizer: Any = None, top_k: int = 0,
+              batch_tokens: int = BATCH_TOKENS) -> Score | list[Score] | list[Score | list[Score]]:
+        """Log-probabilities of the tokens of completions, each given its prompt and the tokens before it.
+
+        prompts: one text or list (tensor, array) of token ids, or a list of those. completions: one for one prompt; a
+        list with one for each of several prompts; in either place a list of completions stands for several of one
+        prompt. The result is a Score in each completion's place. Without completions, a Score for each prompt, of its
+        tokens from the second on. Rows of a tensor are taken whole: there is no padding.
+
+        A Score has token_ids (n,), token_logprobs (n,) float32, .sum, .mean, and with top_k > 0 the most likely tokens
+        at each position: top_ids and top_logprobs (n, top_k). Tensors are on the CPU. Texts are encoded one by one and
+        their ids joined, so the prompt's tokens do not depend on the completion: a completion should begin where a
+        token may (its space or line break is its own). Needs a tokenizer as `stop`. What is scored together changes no
+        bit. A prompt is computed once for all its completions. batch_tokens: of prompts and completions whose keys and
+        values are kept at once (one pair at least); memory beside them and the result: two (256, V) float32, and the
+        scratch of a prefill.
+
+        Raises ValueError for an empty prompt or completion, pairs that do not fit the context, ids outside the
+        vocabulary, numbers of completions and prompts that differ, and texts without a tokenizer; TypeError for ids
+        that are no integers.
+        """
+        with named_where_full(self.device):
+            return score(self._decoder, prompts, completions, find_tokenizer=lambda: self._tokenizer(tokenizer),
+                         top_k=top_k, batch_tokens=batch_tokens)
+
+    def perplexity(self, text: Any, *, tokenizer: Any = None, stride: int | None = None, window: int | None = None,
+                   batch_tokens: int = BATCH_TOKENS) -> Perplexity:
+        """exp of the mean negative log-likelihood of a text's tokens; of several texts, over all their tokens.
+
+        text: a text or token ids, or a list of those. Longer texts than window tokens (the context) go through in
+        windows that begin every stride tokens (window // 2), as in transformers' guide to perplexity: a token is scored
+        once, in the first window that reaches it. A text's first token has nothing before it and is not scored; with
+        stride=window neither is any window's first. The result has .perplexity, .mean_nll (nats a token), .num_tokens
+        (scored) and, for texts, .bits_per_byte of their UTF-8 bytes, less the bytes of tokens that are not scored.
+        Memory and tokenizer as in `score`. Raises as `score`, and ValueError for windows and strides out of range.
+        """
+        with named_where_full(self.device):
+            return perplexity(self._decoder, text, find_tokenizer=lambda: self._tokenizer(tokenizer),
+                              stride=stride, window=window, batch_tokens=batch_tokens)
+
+    def embed(self, inputs: Any, *, tokenizer: Any = None, pooling: str = "mean", layer: int = -1,
+              normalize: bool = False, batch_tokens: int = BATCH_TOKENS) -> Tensor:
+        """Features (B, d) float32 on the model's device: each text's mean or last hidden state.
+
+        inputs: a text or token ids, or a list of those. pooling: "mean" (summed in float64) or "last". layer: index
+        into the n_layer + 1 hidden states of `forward`, the last after the final norm. normalize: to length 1. There is
+        no padding, and what is computed together changes no bit. Memory: batch_tokens tokens of keys and values (one
+        text at least) and of one layer's hidden states. Needs a tokenizer as `stop`. Raises as `score`.
+        """
+        with named_where_full(self.device):
+            return embed(self._decoder, inputs, find_tokenizer=lambda: self._tokenizer(tokenizer),
+                         pooling=pooling, layer=layer, normalize=normalize, batch_tokens=batch_tokens)
+
+    def _text_generation(self, prompt: Any, attention_mask: Any, generation_config: Any, knobs: dict[str, Any], *,
+                         streams: bool = False) -> Generation:
+        """A call that knows its tokenizer, of a text or texts or what `generate` takes; streams: as it comes."""
+        tokenizer = self._tokenizer(knobs.get("tokenizer"))
+        if tokenizer is None:
+            raise ValueError("stream needs the tokenizer, to give out text: pass tokenizer=")
+        texts = [prompt] if isinstance(prompt, str) else prompt
+        if isinstance(texts, (list, tuple)) and texts and all(isinstance(text, str) for text in texts):
+            prompt = [tokenizer(text)["input_ids"] for text in texts]
+        generation = self._generation(prompt, attention_mask, generation_config, {**knobs, "tokenizer": tokenizer},
+                                      TokenStream(None))
+        if streams and generation.num_beams > 1:
+            raise ValueError(f"num_beams={generation.num_beams} cannot be streamed: beams are not known before the end; "
+                             "use generate")
+        return generation
+
+    def _generation(self, input_ids: Any, attention_mask: Any, generation_config: Any, knobs: dict[str, Any],
+                    stream: TokenStream) -> Generation:
+        """A checked call. Warns as transformers would."""
+        stored = as_generation_config(self._generation_config, "model.generation_config")
+
+        def prepared(ids: Any, mask: Any) -> Request:
+            return prepare(ids, mask, generation_config, knobs, stored=stored, vocab_size=self.config.vocab_size,
+                           n_positions=self.config.n_positions)
+
+        request = prepared(input_ids, attention_mask)
+        tokenizer = request.tokenizer
+        if request.stop is not None or request.settings.stop_strings or request.settings.token_healing:
+            tokenizer = self._tokenizer(tokenizer)
+        if request.settings.token_healing:
+            request = prepared(healed(self, request, tokenizer), None)
+        generation = Generation(self.config, self._decoder, request, stream, tokenizer)
+        for message in request.warnings:
+            warnings.warn(message, UserWarning, stacklevel=outside())
+        return generation
+
+    def _tokenizer(self, given: Any) -> Any:
+        """The call's, or the one in the checkpoint's folder, read when first needed; None where there is none."""
+        if given is not None:
+            return given
+        if self._own_tokenizer is None and self._folder is not None:
+            try:
+                self._own_tokenizer = CodeGenTokenizer.from_pretrained(self._folder)
+            except (OSError, ValueError):
+                self._folder = None  # a checkpoint without one
+        return self._own_tokenizer
 
     def forward(self, input_ids: Any = None, attention_mask: Any = None,
                 past_key_values: PastKeyValues | None = None, use_cache: bool | None = None, labels: Any = None,
@@ -261,7 +419,8 @@ class CodeGenForCausalLM:
     def __getattr__(self, name: str) -> Any:
         if name in _MODULE_ATTRIBUTES:
             raise AttributeError(f"this CodeGenForCausalLM is no torch module and has no {name!r}: its weights are "
-                                 "packed for the kernels; num_parameters(), device, dtype and save_pretrained() exist")
+                                 "packed for the kernels. model.device, model.dtype, model.num_parameters() and "
+                                 "model.save_pretrained() say and do what programs mostly want of it")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __reduce_ex__(self, protocol: int) -> Any:

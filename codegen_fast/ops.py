@@ -34,8 +34,10 @@ PackedWeight = _C.PackedWeight
 Norm = _C.Norm
 Batch = _C.Batch
 SamplingParams = _C.SamplingParams
+LogitsRules = _C.LogitsRules
 HostRing = _C.HostRing
 Graph = _C.Graph
+TextStops = _C.TextStops
 
 quantize_activations = _C.quantize_activations
 embed = _C.embed
@@ -45,6 +47,8 @@ attention = _C.attention
 output_product = _C.output_product
 lm_head = _C.lm_head
 sample = _C.sample
+filter_logits = _C.filter_logits
+edit_logits = _C.edit_logits
 advance = _C.advance
 copy_pages = _C.copy_pages
 
@@ -57,6 +61,7 @@ attention_workspace = _C.attention_workspace
 output_product_workspace = _C.output_product_workspace
 lm_head_workspace = _C.lm_head_workspace
 sample_workspace = _C.sample_workspace
+edit_logits_workspace = _C.edit_logits_workspace
 
 build_info = _C.build_info
 cuda_devices = _C.cuda_devices

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
+from . import ops
+
 _MASK = (1 << 64) - 1
 
 
@@ -24,6 +28,14 @@ def as_signed(seed: int) -> int:
     return seed - (1 << 64) if seed >> 63 else seed
 
 
+def choosing_workspace(rows: int, vocab_size: int, device: torch.device) -> torch.Tensor:
+    """Scratch for ``edit_logits``, ``filter_logits`` and ``sample``, one after another, on so many rows."""
+    nbytes = max(
+        ops.sample_workspace(rows, vocab_size, device.type), ops.edit_logits_workspace(rows, vocab_size, device.type)
+    )
+    return torch.empty(nbytes, dtype=torch.uint8, device=device)
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are chosen and where rows end; see ``sample`` and ``advance`` in csrc/ops.h."""
@@ -32,3 +44,13 @@ class Sampling:
     top_k: int  # 0 keeps all; at most 2^31 - 1
     top_p: float  # 1 keeps all
     eos: tuple[int, ...]  # a row ends with any of these
+    min_p: float = 0.0  # 0 keeps all
+    typical_p: float = 1.0  # 1 keeps all
+    epsilon_cutoff: float = 0.0  # 0 keeps all
+    eta_cutoff: float = 0.0  # 0 keeps all
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """Names of the filters after top_p that drop something; greedy decoding needs none."""
+        neutral = {"min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
+        return tuple(name for name, value in neutral.items() if self.temperature and getattr(self, name) != value)

@@ -1,5 +1,8 @@
 #include "checks.h"
 
+#include <algorithm>
+#include <cmath>
+
 namespace codegen_fast {
 namespace {
 
@@ -37,6 +40,42 @@ void check_table(const TensorView& x, int64_t rows, int64_t columns, DType type,
   check_shape(x, {rows, columns});
   check_contiguous(x);
   check_device(x, device);
+}
+
+// As check_vector; a view of no elements passes whatever it is.
+void check_optional_vector(const TensorView& x, int64_t length, DType type, Device device) {
+  if (x.numel() != 0) check_vector(x, length, type, device);
+}
+
+void check_logits(const TensorView& logits) {
+  check_dtype(logits, {DType::f32});
+  check_shape(logits, {-1, -1});
+  check_rows_contiguous(logits);
+  if (logits.shape[1] == 0)
+    throw ValueError("logits: expected at least one column, got shape " + shape_string(logits));
+}
+
+void check_params(const SamplingParams& params, const TensorView& logits) {
+  const int64_t rows = logits.shape[0];
+  check_vector(params.temperature, rows, DType::f32, logits.device);
+  check_vector(params.top_k, rows, DType::i32, logits.device);
+  check_vector(params.top_p, rows, DType::f32, logits.device);
+  check_vector(params.seed, rows, DType::i64, logits.device);
+  check_vector(params.sample_index, rows, DType::i32, logits.device);
+  check_vector(params.position, rows, DType::i32, logits.device);
+  for (const TensorView* t : {&params.min_p, &params.typical_p, &params.epsilon_cutoff, &params.eta_cutoff})
+    check_optional_vector(*t, rows, DType::f32, logits.device);
+  if (params.min_tokens_to_keep < 1)
+    throw ValueError("min_tokens_to_keep: expected at least 1, got " + std::to_string(params.min_tokens_to_keep));
+}
+
+// Sequences of tokens, one after another: both views or neither have elements.
+void check_sequences(const TensorView& tokens, const TensorView& starts, Device device) {
+  check_optional_vector(tokens, -1, DType::i32, device);
+  check_optional_vector(starts, -1, DType::i32, device);
+  if (tokens.numel() != 0 && starts.numel() == 0)
+    throw ValueError(std::string(starts.name) + ": expected the start of every sequence of " + tokens.name +
+                     " and the end of the last, got none");
 }
 
 void check_norm(const Norm& norm, int64_t d, Device device) {
@@ -264,28 +303,44 @@ void check_lm_head(const BackendRules& rules, const TensorView& logits, const Te
 }
 
 void check_sample(const TensorView& out, const TensorView& logits, const SamplingParams& params) {
-  check_dtype(logits, {DType::f32});
-  check_shape(logits, {-1, -1});
-  check_rows_contiguous(logits);
-  if (logits.shape[1] == 0)
-    throw ValueError("logits: expected at least one column, got shape " + shape_string(logits));
-  check_dtype(out, {DType::i64});
-  check_dtype(params.temperature, {DType::f32});
-  check_dtype(params.top_k, {DType::i32});
-  check_dtype(params.top_p, {DType::f32});
-  check_dtype(params.seed, {DType::i64});
-  check_dtype(params.sample_index, {DType::i32});
-  check_dtype(params.position, {DType::i32});
-  for (const TensorView* t : {&out, &params.temperature, &params.top_k, &params.top_p, &params.seed,
-                              &params.sample_index, &params.position}) {
-    check_shape(*t, {logits.shape[0]});
-    check_contiguous(*t);
-    check_device(*t, logits.device);
-  }
+  check_logits(logits);
+  check_vector(out, logits.shape[0], DType::i64, logits.device);
+  check_params(params, logits);
+}
+
+void check_filter_logits(const TensorView& logits, const SamplingParams& params) {
+  check_logits(logits);
+  check_output_rows(logits);
+  check_params(params, logits);
+}
+
+void check_edit_logits(const TensorView& logits, const LogitsRules& rules) {
+  check_logits(logits);
+  check_output_rows(logits);
+  const Device device = logits.device;
+  check_matrix(rules.history, -1, -1, DType::i32, device);
+  for (const TensorView* t : {&rules.history_row, &rules.history_len, &rules.prompt_len})
+    check_vector(*t, logits.shape[0], DType::i32, device);
+  check_optional_vector(rules.biases, -1, DType::f32, device);
+  check_sequences(rules.bias_tokens, rules.bias_starts, device);
+  if (rules.biases.numel() != std::max<int64_t>(rules.bias_starts.numel() - 1, 0))
+    throw ValueError("biases: expected shape (" + std::to_string(std::max<int64_t>(rules.bias_starts.numel() - 1, 0)) +
+                     ",), one entry a sequence of bias_starts, got " + shape_string(rules.biases));
+  check_sequences(rules.banned_tokens, rules.banned_starts, device);
+  for (const TensorView* t : {&rules.eos, &rules.forced_eos, &rules.suppressed, &rules.suppressed_at_begin})
+    check_optional_vector(*t, -1, DType::i32, device);
+  if (!(rules.repetition_penalty > 0.0f && std::isfinite(rules.repetition_penalty)))
+    throw ValueError("repetition_penalty: expected a finite number above 0, got " +
+                     std::to_string(rules.repetition_penalty));
+  if (rules.no_repeat_ngram_size < 0)
+    throw ValueError("no_repeat_ngram_size: expected at least 0, got " + std::to_string(rules.no_repeat_ngram_size));
+  if (!std::isfinite(rules.decay_factor))
+    throw ValueError("decay_factor: expected a finite number, got " + std::to_string(rules.decay_factor));
 }
 
 void check_advance(const TensorView& tokens, const TensorView& seq_lens, const TensorView& remaining,
-                   const TensorView& step, const HostRing& ring, const TensorView& sampled, const TensorView& eos) {
+                   const TensorView& step, const TensorView& history, const HostRing& ring, const TensorView& sampled,
+                   const TensorView& eos) {
   check_shape(sampled, {-1});
   const int64_t rows = sampled.shape[0];
   for (const TensorView* t : {&tokens, &sampled}) {
@@ -304,6 +359,8 @@ void check_advance(const TensorView& tokens, const TensorView& seq_lens, const T
     check_contiguous(*t);
     check_device(*t, sampled.device);
   }
+  check_matrix(history, rows, -1, DType::i32, sampled.device);
+  check_output_rows(history);
   check_dtype(ring.slots, {DType::i64});
   check_shape(ring.slots, {-1, 1 + rows});
   check_contiguous(ring.slots);

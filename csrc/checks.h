@@ -49,9 +49,12 @@ void check_output_product(const BackendRules& rules, const TensorView& x, const 
 void check_lm_head(const BackendRules& rules, const TensorView& logits, const TensorView& x, const TensorView& rows,
                    const Norm& norm, const PackedWeight& w_lm, const TensorView& bias_lm);
 void check_sample(const TensorView& out, const TensorView& logits, const SamplingParams& params);
+void check_filter_logits(const TensorView& logits, const SamplingParams& params);
+void check_edit_logits(const TensorView& logits, const LogitsRules& rules);
 // Where the ring has to lie, the backend knows.
 void check_advance(const TensorView& tokens, const TensorView& seq_lens, const TensorView& remaining,
-                   const TensorView& step, const HostRing& ring, const TensorView& sampled, const TensorView& eos);
+                   const TensorView& step, const TensorView& history, const HostRing& ring, const TensorView& sampled,
+                   const TensorView& eos);
 void check_copy_pages(const BackendRules& rules, const KVCache& cache, const TensorView& source,
                       const TensorView& destination);
 

@@ -100,6 +100,42 @@ struct SamplingParams {       // one entry a row of logits
   TensorView seed;            // (B,) i64, read as 64 unsigned bits: the prompt's seed
   TensorView sample_index;    // (B,) i32: which sample of that prompt
   TensorView position;        // (B,) i32: the position that the sampled token will have
+  // Filters that follow top_p, in this order; an empty view leaves its filter out.
+  TensorView min_p;           // (B,) f32 in [0, 1]; 0 keeps all
+  TensorView typical_p;       // (B,) f32 in (0, 1]; 1 keeps all
+  TensorView epsilon_cutoff;  // (B,) f32 in [0, 1); 0 keeps all
+  TensorView eta_cutoff;      // (B,) f32 in [0, 1); 0 keeps all
+  int64_t min_tokens_to_keep = 1;  // every filter leaves at least so many (beam sampling needs more than one)
+};
+
+// What changes logits before a token is chosen, the same for all rows of a call. A rule whose list is empty or whose
+// number is neutral (the default) does nothing. Token ids outside [0, V) are ignored as targets and are not edited; in
+// the past of a sequence they match a history that holds them.
+// n[b] = history_len[b] - prompt_len[b] is the number of new tokens that stand before the one to choose.
+struct LogitsRules {
+  // The tokens so far: row b of the logits follows history[history_row[b], 0 .. history_len[b]).
+  TensorView history;      // (S, columns) i32, rows may be strided
+  TensorView history_row;  // (B,) i32
+  TensorView history_len;  // (B,) i32; 0 or less, more than columns, or a history_row outside [0, S): the row is idle
+  TensorView prompt_len;   // (B,) i32
+  // Sequences of tokens, one after another: sequence i is tokens[starts[i] .. starts[i+1]). A sequence that is empty or
+  // not within the tokens is ignored.
+  TensorView bias_tokens;  // (n,) i32
+  TensorView bias_starts;  // (k+1,) i32
+  TensorView biases;       // (k,) f32
+  float repetition_penalty = 1.0f;
+  int64_t no_repeat_ngram_size = 0;
+  TensorView banned_tokens;  // (n,) i32: as bias_tokens, with a bias of -infinity
+  TensorView banned_starts;  // (k+1,) i32
+  TensorView eos;            // (n,) i32
+  int64_t min_new_tokens = 0;
+  TensorView forced_eos;            // (n,) i32
+  int64_t forced_eos_after = -1;    // the n at which it is forced; -1: never
+  bool remove_invalid_values = false;
+  int64_t decay_start = -1;         // exponential decay of the length: from n > decay_start on; -1: never
+  double decay_factor = 1.0;
+  TensorView suppressed;            // (n,) i32
+  TensorView suppressed_at_begin;   // (n,) i32
 };
 
 // ---- The ops of a backend ----------------------------------------------------------------------
@@ -179,18 +215,48 @@ struct SamplingParams {       // one entry a row of logits
      that top_k left has been kept; one token always stays. u = philox_uniform(seed, sample_index, position)          \
      (philox.h); the token is the first kept id, in order of ids, at which the running mass exceeds u * kept mass.    \
      A row gives -1 if it holds a NaN, if its largest logit is infinite, or if a parameter is out of its range:       \
-     temperature finite and at least 0, top_k at least 0, top_p from 0 to 1. */                                       \
+     temperature finite and at least 0, top_k at least 0, the others as SamplingParams says.                          \
+     The filters after top_p act in turn on what is left, with p its probabilities and H their entropy:               \
+     min_p keeps p >= min_p * max p; typical_p keeps the tokens with the smallest t = |-log p - H| up to the first    \
+     at which their mass reaches typical_p (equals of its t stay); epsilon_cutoff keeps p >= epsilon;                  \
+     eta_cutoff keeps p >= min(eta, sqrt(eta) * exp(-H)); each keeps the min_tokens_to_keep most probable too         \
+     (typical_p: those of the smallest t), as top_k and top_p do; of equals at its end all stay in top_k, min_p,      \
+     epsilon and eta, those with lower ids in top_p. */                                                               \
   void sample(TensorView& out, const TensorView& logits, const SamplingParams& params, TensorView& workspace);        \
   int64_t sample_workspace(int64_t num_rows, int64_t vocab_size);                                                     \
                                                                                                                       \
+  /* logits[b] in place  <-  the scores that sample() chooses from: z of sample(), -infinity where a filter dropped   \
+     the token. Rows with temperature 0 stay as they are. Rows that sample() would refuse (-1) become NaN.            \
+     z is rounded to float32: where logits / temperature overflows it is infinite. */                                 \
+  void filter_logits(TensorView& logits, const SamplingParams& params, TensorView& workspace);                        \
+                                                                                                                      \
+  /* logits (B, V) f32 in place, by the rules that are there, in transformers' order. "Sequence s matches" means that \
+     the history ends with all but the last token of s (always, if s has one token); its last token is the target.    \
+     1 for every i that matches, in order: logits[target of i] += biases[i] (of equal targets the biases are added   \
+       up first);                                                                                                     \
+     2 for every token of the history, once: l = l < 0 ? l * repetition_penalty : l / repetition_penalty;             \
+     3 every token that would complete a second occurrence of an n-gram of no_repeat_ngram_size = -infinity;          \
+     4 the targets of banned sequences that match = -infinity;                                                        \
+     5 if n[b] < min_new_tokens: logits of eos = -infinity;                                                           \
+     6 if n[b] == forced_eos_after: all = -infinity, then those of forced_eos = 0;                                    \
+     7 remove_invalid_values: NaN = 0, infinity = FLT_MAX, -infinity = -FLT_MAX;                                      \
+     8 if decay_start >= 0 and n[b] > decay_start: for eos, l += |l| * (decay_factor^(n[b] - decay_start) - 1), the   \
+       power in double, the factor rounded to float; once a token; what is not finite stays;                          \
+     9 logits of suppressed = -infinity; if n[b] == 0 those of suppressed_at_begin too. */                            \
+  void edit_logits(TensorView& logits, const LogitsRules& rules, TensorView& workspace);                              \
+  int64_t edit_logits_workspace(int64_t num_rows, int64_t vocab_size);                                                \
+                                                                                                                      \
   /* The end of a decode step: every row takes its token and is ready for the next step, or idle.                     \
-     For rows b with seq_lens[b] > 0: tokens[b] = sampled[b]; remaining[b] -= 1; the row has finished if sampled[b]   \
-     is negative, one of eos, or remaining[b] is 0: then seq_lens[b] = 0, else seq_lens[b] += 1.                      \
+     For rows b with seq_lens[b] > 0: tokens[b] = sampled[b]; history[b, seq_lens[b]] = sampled[b] if it is in there  \
+     (history takes the low 32 bits); remaining[b] -= 1; the row has finished if sampled[b] is negative, one of eos,  \
+     if remaining[b] is 0 or seq_lens[b] is INT32_MAX: then seq_lens[b] = 0, else seq_lens[b] += 1.                   \
      slots[s, 1 + b] = sampled[b], or -2 for rows that were idle before, s = step[0] % num_slots; then step[0] += 1   \
-     and, once all of that is visible to the host, slots[s, 0] = step[0].                                             \
-     tokens (B,) i64, seq_lens (B,) i32, remaining (B,) i32, step (1,) i64: in place; sampled (B,) i64; eos (n,) i64. */ \
-  void advance(TensorView& tokens, TensorView& seq_lens, TensorView& remaining, TensorView& step, HostRing& ring,     \
-               const TensorView& sampled, const TensorView& eos);                                                     \
+     and, once all of that is visible to the host, slots[s, 0] = step[0]. Counts wrap around; on the CPU a negative   \
+     step is refused.                                                                                                 \
+     tokens (B,) i64, seq_lens (B,) i32, remaining (B,) i32, step (1,) i64: in place; sampled (B,) i64; eos (n,) i64; \
+     history (B, columns) i32, rows may be strided; no columns: none is kept. */                                      \
+  void advance(TensorView& tokens, TensorView& seq_lens, TensorView& remaining, TensorView& step, TensorView& history,\
+               HostRing& ring, const TensorView& sampled, const TensorView& eos);                                     \
                                                                                                                       \
   /* pages[destination[i]] = pages[source[i]] for one layer. source, destination (n,) i32; no destination twice,      \
      none that is also a source. */                                                                                   \

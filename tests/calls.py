@@ -11,6 +11,7 @@ from collections.abc import Sequence as List
 from dataclasses import dataclass, replace
 
 import fences
+import pytest
 import torch
 from devices import CPU, Device
 from torch import Tensor
@@ -188,13 +189,97 @@ def lm_head(device: Device, x: Tensor, rows: Tensor, norm, w: ops.PackedWeight, 
     return logits.check().cpu().clone()
 
 
-def sample(device: Device, logits: Tensor, params: List[tuple[float, int, float, int, int, int]]) -> Tensor:
-    """params: a row's (temperature, top_k, top_p, seed, sample_index, position)."""
+def sampling_params(device: Device, params: List[tuple[float, int, float, int, int, int]], **filters):
+    """params: a row's (temperature, top_k, top_p, seed, sample_index, position). filters: further arguments of
+    SamplingParams by name, an entry a row (min_tokens_to_keep: a number)."""
     dtypes = (torch.float32, torch.int32, torch.float32, torch.int64, torch.int32, torch.int32)
     columns = list(zip(*params)) or [()] * 6
     tensors = [guarded(device, torch.tensor(column, dtype=dtype)) for column, dtype in zip(columns, dtypes)]
+    for name, values in filters.items():
+        if name != "min_tokens_to_keep":
+            filters[name] = guarded(device, torch.tensor(values, dtype=torch.float32))
+    return ops.SamplingParams(*tensors, **filters)
+
+
+def sample(device: Device, logits: Tensor, params, *, gap: int = 0, **filters) -> Tensor:
+    """Of sampling_params. gap: between the rows of logits."""
     out = fenced(device, (len(logits),), torch.int64)
     workspace = scratch(device, ops.sample_workspace(*logits.shape, device.memory.type))
-    ops.sample(out.tensor, guarded(device, logits), ops.SamplingParams(*tensors), workspace.tensor)
+    made = sampling_params(device, params, **filters)
+    ops.sample(out.tensor, guarded(device, logits, gap), made, workspace.tensor)
     workspace.check()
     return out.check().cpu().clone()
+
+
+def filter_logits(device: Device, logits: Tensor, params, *, gap: int = 0, **filters) -> Tensor:
+    """As sample."""
+    out = fenced(device, logits.shape, torch.float32, gap=gap, values=logits)
+    workspace = scratch(device, ops.sample_workspace(*logits.shape, device.memory.type))
+    ops.filter_logits(out.tensor, sampling_params(device, params, **filters), workspace.tensor)
+    workspace.check()
+    return out.check().cpu().clone()
+
+
+def sequence_list(device: Device, sequences: List[List[int]]) -> tuple[Tensor, Tensor]:
+    """Sequences of tokens, one after another, and where they start and the last one ends."""
+    starts = [0]
+    for sequence in sequences:
+        starts.append(starts[-1] + len(sequence))
+    tokens = [token for sequence in sequences for token in sequence]
+    return tuple(guarded(device, torch.tensor(values, dtype=torch.int32)) for values in (tokens, starts))
+
+
+def logits_rules(
+    device: Device, histories: List[List[int]], prompt_lens: List[int], *, bias=(), banned=(), put=None, **rules
+) -> ops.LogitsRules:
+    """Rules over rows that follow these tokens. The histories lie in another order than the rows, between two spare
+    ones, in columns for 3 more tokens; behind a history are tokens that must not count.
+
+    bias: (sequence, value); banned: sequences. put: (name, row, value), an entry of history_row or history_len to
+    write over. rules: as of ops.LogitsRules, lists as Python's.
+    """
+    rows, columns = len(histories), max(map(len, histories), default=0) + 3
+    order = torch.randperm(rows + 2, generator=torch.Generator().manual_seed(rows))[:rows]
+    store = torch.arange((rows + 2) * columns, dtype=torch.int32).reshape(rows + 2, columns) % 64
+    for row, history in zip(order, histories):
+        store[row, : len(history)] = torch.tensor(history, dtype=torch.int32)
+    per_row = {"history_row": order.int(), "history_len": torch.tensor([len(h) for h in histories], dtype=torch.int32),
+               "prompt_len": torch.tensor(prompt_lens, dtype=torch.int32)}  # fmt: skip
+    if put is not None:
+        name, row, value = put
+        per_row[name][row] = value
+    for name, value in rules.items():
+        if isinstance(value, List):
+            rules[name] = guarded(device, torch.tensor(value, dtype=torch.int32))
+    if bias:
+        rules["bias_tokens"], rules["bias_starts"] = sequence_list(device, [sequence for sequence, _ in bias])
+        rules["biases"] = guarded(device, torch.tensor([value for _, value in bias], dtype=torch.float32))
+    if banned:
+        rules["banned_tokens"], rules["banned_starts"] = sequence_list(device, banned)
+    per_row = {name: guarded(device, values) for name, values in per_row.items()}
+    return ops.LogitsRules(guarded(device, store, ROW_GAP), **per_row, **rules)
+
+
+def edit_logits(device: Device, logits: Tensor, rules: ops.LogitsRules, *, gap: int = 0) -> Tensor:
+    """gap: between the rows of logits."""
+    out = fenced(device, logits.shape, torch.float32, gap=gap, values=logits)
+    workspace = scratch(device, ops.edit_logits_workspace(*logits.shape, device.memory.type))
+    ops.edit_logits(out.tensor, rules, workspace.tensor)
+    workspace.check()
+    return out.check().cpu().clone()
+
+
+def refuses_wrong_logits(device: Device, op, of_rows, shape: tuple[int, int], workspace: Tensor) -> None:
+    """Of an op that changes logits in place: their type and their rows, and a workspace that is too small.
+
+    of_rows: its valid argument between logits of this shape and the workspace.
+    """
+    own = dict(device=device.memory)
+    for dtype, name in ((torch.float16, "float16"), (torch.bfloat16, "bfloat16")):
+        with pytest.raises(TypeError, match=f"^logits: expected dtype float32, got {name}"):
+            op(torch.zeros(shape, dtype=dtype, **own), of_rows, workspace)
+    with pytest.raises(ValueError, match="^logits: .*overlap"):
+        op(torch.zeros(1, shape[1], **own).expand(shape), of_rows, workspace)
+    if len(workspace):
+        with pytest.raises(ValueError, match="^workspace: "):
+            op(torch.zeros(shape, **own), of_rows, workspace[:-1])

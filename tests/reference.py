@@ -15,6 +15,7 @@ Symbols: d = n_embd, H = n_head, D = d / H, R = rotary_dim, F = n_inner or 4d, V
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence as List
 from dataclasses import dataclass
 
 import torch
@@ -259,26 +260,74 @@ def uniform(seed: int, sample_index: int, position: int) -> float:
     return ((words[1] << 32 | words[0]) >> 11) * 2.0**-53
 
 
-def distribution(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """Probabilities (V,) float64 that a row of logits (V,) is sampled with; 0 for what top_k and top_p drop.
+def filtered(
+    logits: Tensor,
+    temperature: float,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    *,
+    min_p: float = 0.0,
+    typical_p: float = 1.0,
+    epsilon_cutoff: float = 0.0,
+    eta_cutoff: float = 0.0,
+    min_tokens_to_keep: int = 1,
+) -> Tensor:
+    """logits (V,) / temperature in float64, minus infinity for what the filters drop; the defaults keep all.
 
-    temperature > 0; top_k 0 and top_p 1 keep all.
+    temperature > 0. Every filter looks at the probabilities of what those before it have left.
     """
     z = logits.to(torch.float64) / temperature
+    at_least = min(min_tokens_to_keep, len(z))
+
+    def largest(n: int) -> Tensor:
+        return z >= torch.sort(z, descending=True).values[n - 1]
+
+    def keep(kept: Tensor) -> Tensor:
+        return torch.where(kept, z, -math.inf)
+
+    def entropy(p: Tensor) -> Tensor:
+        return -torch.where(p > 0, p * torch.log(p), 0.0).sum()
+
     if 0 < top_k < len(z):
-        z = torch.where(z >= torch.sort(z, descending=True).values[top_k - 1], z, -math.inf)
-    p = torch.softmax(z, dim=0)
+        z = keep(largest(max(top_k, at_least)))
     if top_p < 1:
-        values, before, kept = z.tolist(), 0.0, [False] * len(z)
+        p, values, before = torch.softmax(z, dim=0).tolist(), z.tolist(), 0.0
+        kept = torch.zeros(len(z), dtype=torch.bool)
         for rank, token in enumerate(sorted(range(len(z)), key=lambda token: (-values[token], token))):
-            kept[token] = rank == 0 or before < top_p
-            before += p[token].item()
-        p = torch.where(torch.tensor(kept), p, 0.0)
-    return p / p.sum()
+            kept[token] = rank < at_least or before < top_p
+            before += p[token]
+        z = keep(kept)
+    if min_p > 0:
+        p = torch.softmax(z, dim=0)
+        z = keep((p >= min_p * p.max()) | largest(at_least))
+    if typical_p < 1:
+        p = torch.softmax(z, dim=0)
+        distance = torch.where(z > -math.inf, (-torch.log(p) - entropy(p)).abs(), math.inf)
+        order = torch.sort(distance).indices
+        reached = int((torch.cumsum(p[order], dim=0) < typical_p).sum())
+        z = keep(distance <= distance[order[min(max(reached, at_least - 1), len(z) - 1)]])
+    if epsilon_cutoff > 0:
+        z = keep((torch.softmax(z, dim=0) >= epsilon_cutoff) | largest(at_least))
+    if eta_cutoff > 0:
+        p = torch.softmax(z, dim=0)
+        z = keep((p >= min(eta_cutoff, math.sqrt(eta_cutoff) * math.exp(-entropy(p)))) | largest(at_least))
+    return z
+
+
+def distribution(logits: Tensor, temperature: float, top_k: int, top_p: float, **filters) -> Tensor:
+    """Probabilities (V,) float64 that a row of logits (V,) is sampled with; 0 for what a filter drops (filtered)."""
+    return torch.softmax(filtered(logits, temperature, top_k, top_p, **filters), dim=0)
 
 
 def sample(
-    logits: Tensor, temperature: float, top_k: int, top_p: float, seed: int, sample_index: int, position: int
+    logits: Tensor,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+    sample_index: int,
+    position: int,
+    **filters,
 ) -> tuple[int, float]:
     """The token of one row (V,), and how far u was from the draw that gives another token (inf for the argmax).
 
@@ -288,7 +337,7 @@ def sample(
         return -1, math.inf
     if temperature == 0:
         return logits.tolist().index(logits.max().item()), math.inf
-    p = distribution(logits, temperature, top_k, top_p)
+    p = distribution(logits, temperature, top_k, top_p, **filters)
     u = uniform(seed, sample_index, position)
     kept = torch.nonzero(p).flatten()
     mass = torch.cumsum(p[kept], dim=0)
@@ -296,6 +345,80 @@ def sample(
     # The last edge is at 1, where u never comes.
     margin = min((abs(edge - u) for edge in mass[:-1].tolist()), default=math.inf)
     return int(kept[token]), margin
+
+
+# ---- Rules -------------------------------------------------------------------------------------
+
+
+def edit_logits(
+    logits: Tensor,
+    history: List[int],
+    prompt_len: int,
+    *,
+    bias: List[tuple[List[int], float]] = (),
+    repetition_penalty: float = 1.0,
+    no_repeat_ngram_size: int = 0,
+    banned: List[List[int]] = (),
+    eos: List[int] = (),
+    min_new_tokens: int = 0,
+    forced_eos: List[int] = (),
+    forced_eos_after: int = -1,
+    remove_invalid_values: bool = False,
+    decay_start: int = -1,
+    decay_factor: float = 1.0,
+    suppressed: List[int] = (),
+    suppressed_at_begin: List[int] = (),
+) -> Tensor:
+    """A row of logits (V,) float32 after the rules of csrc/ops.h, each in float32: every operation is rounded once.
+
+    history: the row's tokens. bias: sequences and what they add.
+    """
+    logits = logits.clone()
+    history, vocab, new = list(history), range(len(logits)), len(history) - prompt_len
+
+    def number(value: float) -> Tensor:
+        return torch.tensor(value, dtype=torch.float32)
+
+    def matches(sequence: List[int]) -> bool:
+        past = list(sequence[:-1])
+        return sequence[-1] in vocab and history[len(history) - len(past) :] == past
+
+    def put(tokens, value: float) -> None:
+        for token in tokens:
+            if token in vocab:
+                logits[token] = value
+
+    sums = {}
+    for sequence, value in bias:
+        if matches(sequence):
+            sums[sequence[-1]] = sums.get(sequence[-1], number(0.0)) + number(value)
+    for token, value in sums.items():
+        logits[token] += value
+    for token in set(history) & set(vocab) if repetition_penalty != 1 else ():
+        penalty = number(repetition_penalty)
+        logits[token] = logits[token] * penalty if logits[token] < 0 else logits[token] / penalty
+    size = no_repeat_ngram_size
+    if size > 0:
+        ngrams = [history[i : i + size] for i in range(len(history) - size + 1)]
+        put((ngram[-1] for ngram in ngrams if matches(ngram)), -math.inf)
+    put((sequence[-1] for sequence in banned if matches(sequence)), -math.inf)
+    if new < min_new_tokens:
+        put(eos, -math.inf)
+    if forced_eos and new == forced_eos_after >= 0:
+        logits[:] = -math.inf
+        put(forced_eos, 0.0)
+    if remove_invalid_values:
+        largest = torch.finfo(torch.float32).max
+        logits = torch.nan_to_num(logits, nan=0.0, posinf=largest, neginf=-largest)
+    if 0 <= decay_start < new:
+        factor = number(decay_factor ** (new - decay_start) - 1)
+        for token in set(eos) & set(vocab):
+            if torch.isfinite(logits[token]):
+                logits[token] += logits[token].abs() * factor
+    put(suppressed, -math.inf)
+    if new == 0:
+        put(suppressed_at_begin, -math.inf)
+    return logits
 
 
 # ---- The model ---------------------------------------------------------------------------------

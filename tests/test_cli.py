@@ -18,7 +18,7 @@ import torch
 
 import codegen_fast
 from checkpoints import make_checkpoint
-from codegen_fast import AutoModelForCausalLM, AutoTokenizer
+from codegen_fast import AutoModelForCausalLM, AutoTokenizer, truncate
 from codegen_fast.cli import arguments, generate, main
 from tokenizers_small import END_OF_TEXT, build_backend, write_tokenizer
 
@@ -29,6 +29,8 @@ SPEED = (r"(\d+) tokens?(?: in \d+ samples)?: first after [\d.]+ m?s \(prompt of
          r"(?:, then (\d+) in [\d.]+ m?s: [\d.]+ tokens/s, [\d.]+ GB/s of weights and cache, \d+% of this machine's "
          r"[\d.]+ GB/s(?: \(which is no limit here: .* of weights fit the CPU's cache of \d+ MiB\))?)?"
          r"(?:; seed (\d+))?")
+DRAFTS = (r"(\d+) tokens: first after [\d.]+ m?s \(prompt of \d+\), then \d+ in [\d.]+ m?s: [\d.]+ tokens/s, "
+          r"[\d.]+ tokens a call, (?:\d+% of \d+ drafted tokens? accepted|nothing was drafted)")
 
 
 def make_folder(folder: Path, **config) -> Path:
@@ -122,6 +124,68 @@ def test_without_a_seed_samples_differ_and_the_seed_is_told(capsys, quick, folde
     assert run(capsys, *call, "--seed", re.search(r"seed (\d+)", err).group(1))[1] == first
 
 
+@pytest.mark.parametrize("options, stop", [
+    (["--stop", "line"], "line"),
+    (["--stop-regex", "[aeiou]", "--stop-regex", "q|z"], ["[aeiou]", "q|z"]),
+])
+def test_a_stop_cuts_what_is_printed(capsys, quick, folder, options, stop):
+    for samples, begin in ((1, ""), (2, "=== sample 1 of 2 ===\n")):
+        knobs = dict(max_new_tokens=60, do_sample=True, seed=3, temperature=0.9, num_return_sequences=samples)
+        code, out, err = run(capsys, "generate", "--model", folder, "--seed", 3, "--temperature", 0.9, "--n", samples,
+                             "--max-new-tokens", 60, *options, PROMPT)
+        (whole, *_) = expected_texts(folder, PROMPT, **knobs)
+        kept = PROMPT + truncate(whole.removeprefix(PROMPT), stop, PROMPT)
+        assert len(kept) < len(whole)
+        assert code == 0 and begin + kept + "\n" * (not kept.endswith("\n")) in out
+        assert samples > 1 or out.rstrip("\n") == kept.rstrip("\n")
+        assert int(re.fullmatch(SPEED + "\n", err).group(1)) < 60 * samples
+
+
+def test_penalty_and_min_p_are_those_of_the_library(capsys, quick, folder):
+    _, out, _ = run(capsys, "generate", "--model", folder, "--repetition-penalty", 1.5, "--max-new-tokens", 20, PROMPT)
+    (text,) = expected_texts(folder, PROMPT, repetition_penalty=1.5, max_new_tokens=20)
+    assert out.rstrip("\n") == text.rstrip("\n") != expected_texts(folder, PROMPT, max_new_tokens=20)[0].rstrip("\n")
+    _, out, _ = run(capsys, "generate", "--model", folder, "--min-p", 0.2, "--temperature", 1.5, "--seed", 4,
+                    "--max-new-tokens", 20, PROMPT)
+    (text,) = expected_texts(folder, PROMPT, do_sample=True, min_p=0.2, temperature=1.5, seed=4, max_new_tokens=20)
+    assert out.rstrip("\n") == text.rstrip("\n")
+
+
+def test_beams_are_those_of_the_library(capsys, quick, folder):
+    texts = [text.rstrip("\n") for text in expected_texts(folder, PROMPT, num_beams=3, num_return_sequences=2,
+                                                          max_new_tokens=12)]
+    call = ("generate", "--model", folder, "--beams", 3, "--max-new-tokens", 12, PROMPT)
+    code, out, err = run(capsys, *call)
+    assert code == 0 and out.rstrip("\n") == texts[0] and out.endswith("\n")
+    assert re.fullmatch(r"\d+ tokens in the best of 3 beams: [\d.]+ m?s \(prompt of \d+\), [\d.]+ tokens/s\n", err)
+    code, out, err = run(capsys, *call, "--n", 2)
+    results = re.split(r"^=== result \d of 2 ===\n", out, flags=re.MULTILINE)
+    assert code == 0 and [result.rstrip("\n") for result in results] == ["", *texts]
+    assert " tokens in the 2 best of 3 beams: " in err
+
+
+def test_a_checkpoints_own_beams_and_drafts_do_not_count(capsys, quick, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(
+        {"eos_token_id": EOS, "num_beams": 4, "prompt_lookup_num_tokens": 3}))
+    call = ("--max-new-tokens", 12, PROMPT)
+    code, out, err = run(capsys, "generate", "--model", tmp_path / "model", *call)
+    assert (code, out) == run(capsys, "generate", "--model", folder, *call)[:2]
+    assert re.fullmatch(SPEED + "\n", err)
+
+
+def test_prompt_lookup_changes_no_token_and_is_told(capsys, quick, folder):
+    prompt = "x = 1\n" * 12
+    call = ("generate", "--model", folder, "--max-new-tokens", 40, prompt)
+    plain = run(capsys, *call)[1]
+    for option in ("--prompt-lookup", "--prompt-lookup=4"):
+        code, out, err = run(capsys, *call, option)
+        assert (code, out) == (0, plain)
+        assert re.fullmatch(DRAFTS + "\n", err).group(1) == "40"
+    code, _, err = run(capsys, *call, "--prompt-lookup", "--max-new-tokens", 1)
+    assert code == 0 and re.fullmatch(SPEED + "\n", err)
+
+
 @pytest.mark.parametrize("options, expected", [
     ([], {"do_sample": False, "max_new_tokens": 128}),
     (["--temperature", "0", "--top-k", "5", "--seed", "3"], {"do_sample": False}),
@@ -130,7 +194,15 @@ def test_without_a_seed_samples_differ_and_the_seed_is_told(capsys, quick, folde
     (["--seed", "5"], {"do_sample": True, "temperature": 0.2, "seed": 5}),
     (["--top-p", "0.5"], {"do_sample": True, "temperature": 0.2, "top_p": 0.5}),
     (["--top-k", "0"], {"do_sample": True, "temperature": 0.2, "top_k": 0}),
+    (["--min-p", "0.1"], {"do_sample": True, "temperature": 0.2, "min_p": 0.1}),
     (["--max-new-tokens", "500"], {"max_new_tokens": 500}),
+    (["--stop", "function"], {"do_sample": False, "stop": "function"}),
+    (["--stop-regex", "a", "--stop-regex", "^b"], {"stop": ["a", "^b"]}),
+    (["--repetition-penalty", "1.2"], {"do_sample": False, "repetition_penalty": 1.2}),
+    (["--beams", "3", "--n", "3"], {"do_sample": False, "num_beams": 3, "num_return_sequences": 3}),
+    (["--beams", "3", "--seed", "5"], {"do_sample": True, "temperature": 0.2, "num_beams": 3, "seed": 5}),
+    (["--prompt-lookup"], {"do_sample": False, "prompt_lookup_num_tokens": 10, "num_beams": 1}),
+    (["--prompt-lookup", "4"], {"prompt_lookup_num_tokens": 4}),
 ])
 def test_knobs_of_the_options(options, expected):
     parsed = arguments.build_parser("0").parse_args(["generate", "x", "--model", "m", *options])
@@ -142,6 +214,8 @@ def test_knobs_of_the_options(options, expected):
 @pytest.mark.parametrize("options, expected", [
     ([], {"do_sample": True, "temperature": 0.6, "seed": 0}),
     (["--temperature", "0"], {"do_sample": False}),
+    (["--beams", "2"], {"do_sample": False}),
+    (["--stop", "function"], {"do_sample": True, "temperature": 0.6, "seed": 0}),
     (["--seed", "5"], {"do_sample": True, "temperature": 0.2, "seed": 5}),
 ])
 def test_the_demo_model_samples_unless_told_otherwise(options, expected):
@@ -197,6 +271,18 @@ def test_an_empty_prompt_begins_at_the_bos_token(capsys, quick, folder):
     (["generate", "x", "--max-new-tokens", "0"], "0 is not an integer of 1 or more"),
     (["generate", "x", "--n", "0"], "0 is not an integer from 1"),
     (["generate", "x", "--n", "2", "--temperature", "0"], "--n 2 needs a --temperature above 0"),
+    (["generate", "x", "--n", "4", "--beams", "3"], "--n 4 is more than --beams 3"),
+    (["generate", "x", "--beams", "0"], "argument --beams: 0 is not an integer of 1 or more"),
+    (["generate", "x", "--beams", "2", "--stop", "line"], "--stop does not go with --beams 2"),
+    (["generate", "x", "--beams", "2", "--stop-regex", "a"], "--stop-regex does not go with --beams 2"),
+    (["generate", "x", "--beams", "2", "--prompt-lookup"], "--prompt-lookup does not go with --beams 2"),
+    (["generate", "--prompt-lookup", "x"], "argument --prompt-lookup: 'x' is not an integer of 1 or more"),
+    (["generate", "x", "--stop", "word"], "argument --stop: invalid choice: 'word'"),
+    (["generate", "x", "--stop", "line", "--stop-regex", "a"], "--stop-regex: not allowed with argument --stop"),
+    (["generate", "x", "--stop-regex", "("], "'(' is no regular expression: missing )"),
+    (["generate", "x", "--stop-regex", "a*"], "'a*' matches an empty text"),
+    (["generate", "x", "--min-p", "2"], "argument --min-p: 2 is not a number from 0 to 1"),
+    (["generate", "x", "--repetition-penalty", "0"], "argument --repetition-penalty: 0 is not a number above 0"),
     (["generate", "x", "--seed", "-1"], "-1 is not an integer from 0 to 18446744073709551615"),
     (["generate", "x", "--threads", "0"], "0 is not an integer from 1 to 256"),
     (["generate", "x", "--dtype", "int4"], "argument --dtype: invalid choice: 'int4'"),
@@ -387,7 +473,7 @@ def test_the_console_script_runs_the_demo_model(without_gpus):
     done = subprocess.run([script, "generate", "def fibonacci(n):"], capture_output=True, text=True, encoding="utf-8",
                           env=without_gpus)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("def fibonacci(n):") 
+    assert done.stdout.startswith("def fibonacci(n):")
     assert re.fullmatch(SPEED + "\n", done.stderr)
 
 

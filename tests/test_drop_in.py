@@ -12,7 +12,7 @@ from transformers import TextIteratorStreamer
 
 import codegen_fast
 from codegen_fast.cache import PagedCache
-from codegen_fast.generation import request
+from codegen_fast.generation import waves
 
 
 @pytest.fixture(scope="module")
@@ -134,9 +134,14 @@ def test_torch_defaults_do_not_matter(folder, model):
 
 
 def test_more_rows_than_memory_holds_are_refused(model, monkeypatch):
-    monkeypatch.setattr(request, "available_bytes", lambda device: 10**6)
-    with pytest.raises(OSError, match=r"^10000 rows need .* to begin with and .* are free: ask for at most \d+ rows"):
-        generate(model, do_sample=True, num_return_sequences=10000, max_new_tokens=2)
+    monkeypatch.setattr(waves, "available_bytes", lambda device: 10**6)
+    with pytest.raises(OSError, match=r"^10000 rows need .* to begin with and .* are free: ask for fewer rows"):
+        generate(model, do_sample=True, num_return_sequences=10000, max_new_tokens=2, return_dict_in_generate=True,
+                 output_scores=True)  # fmt: skip
+    monkeypatch.setattr(waves, "available_bytes", lambda device: 10**3)
+    with pytest.raises(OSError, match=r"^1 row needs .* to begin with and .* are free: shorten the prompt"):
+        generate(model, max_new_tokens=2)
+    monkeypatch.undo()
     assert generate(model, max_new_tokens=2).shape == (1, IDS.shape[1] + 2)
 
 

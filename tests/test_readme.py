@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGE = "".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs/generating.md").read_text(), re.DOTALL))
 
 
 def with_the_demo_model(snippet):
@@ -21,6 +22,12 @@ def with_the_demo_model(snippet):
 def test_snippets_run(snippet, capsys):
     exec(compile(with_the_demo_model(snippet), "README.md", "exec"), {})
     assert capsys.readouterr().out.strip()
+
+
+def test_the_examples_of_the_page_about_generating_run_one_after_another(capsys):
+    exec(compile(PAGE, "generating.md", "exec"), {})
+    shown = capsys.readouterr().out
+    assert all(words in shown for words in ("SessionStats(", "Report(", "Perplexity("))
 
 
 def test_the_commands_stand_between_the_markers():

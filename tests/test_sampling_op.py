@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import calls
+import pytest
 import reference
 import torch
 from devices import CPU, CUDA, per_device
@@ -147,13 +148,23 @@ def test_extremes(device):
     assert all(token % 2 for token in kept_by_draws(device, half, 1e30, 0, 1.0))
 
 
+ALONE = {"min_p": 0.01, "typical_p": 0.9, "epsilon_cutoff": 0.008, "eta_cutoff": 0.02}
+FILTERS = {name: {name: value} for name, value in ALONE.items()}
+FILTERS |= {"none": {}, "all": ALONE, "keep_12": ALONE | {"typical_p": 0.05, "min_tokens_to_keep": 12}}
+FLAT = (1.0, 0, 1.0)
+
+
 @per_device(
-    knobs=((1.0, 0, 1.0), (0.7, 0, 0.9), (1.3, 20, 1.0), (0.9, 30, 0.8)),
-    where=lambda device, knobs: not device.emulated or knobs == (1.0, 0, 1.0),
+    knobs=(FLAT, (0.7, 0, 0.9), (1.3, 20, 1.0), (0.9, 30, 0.8)),
+    name=tuple(FILTERS),
+    where=lambda device, knobs, name: (knobs == FLAT or not device.emulated)
+    and (name in ("none", "all") or (knobs == FLAT and not device.emulated)),
 )
-def test_twenty_thousand_draws_follow_the_distribution(device, knobs):
+def test_twenty_thousand_draws_follow_the_distribution(device, knobs, name):
     """In the emulator a thousand: its draws are the CPU's, which test_tokens_are_those_of_the_cpu shows."""
     temperature, top_k, top_p = knobs
+    filters = FILTERS[name]
+    per_row = {name: value for name, value in filters.items() if name != "min_tokens_to_keep"}
     torch.manual_seed(4)
     logits = 1.5 * torch.randn(64)
     draws, at_once = 1_000 if device.emulated else 20_000, 200 if device.emulated else 400
@@ -161,9 +172,11 @@ def test_twenty_thousand_draws_follow_the_distribution(device, knobs):
     # Seeds, samples and positions all vary: their draws must be independent.
     for seed in range(draws // at_once):
         params = [(temperature, top_k, top_p, seed, i % 20, i // 20) for i in range(at_once)]
-        tokens.append(calls.sample(device, logits.expand(at_once, -1), params))
+        rows = {name: [value] * at_once for name, value in per_row.items()}
+        tokens.append(calls.sample(device, logits.expand(at_once, -1), params, **filters | rows))
     tokens = torch.cat(tokens)
-    p = reference.distribution(logits, temperature, top_k, top_p)
+    p = reference.distribution(logits, temperature, top_k, top_p, **filters)
+    assert name == "none" or (p == 0).any()
     counts = torch.bincount(tokens, minlength=64).double()
     assert (counts[p == 0] == 0).all()
     kept = p * draws >= 5  # the usual condition of the test; what is rarer forms one class
@@ -202,6 +215,22 @@ def test_tokens_are_those_of_the_cpu(device):
         expected = calls.sample(CPU, logits, params)
     with device.running():
         assert torch.equal(calls.sample(device, logits, params), expected)
+
+
+@per_device((CPU, *CUDA))
+def test_workspaces_of_negative_sizes_are_refused(device):
+    where = device.memory.type
+    weight = calls.new_weight(device, device.types[0].kind, (16,), (16,))
+    for op in (ops.sample_workspace, ops.edit_logits_workspace):
+        for name, sizes in (("num_rows", (-5, 10)), ("vocab_size", (5, -10))):
+            with pytest.raises(ValueError, match=f"^{name}: expected at least 0, got -"):
+                op(*sizes, where)
+    for op in (ops.input_product_workspace, ops.output_product_workspace, ops.lm_head_workspace):
+        with pytest.raises(ValueError, match="^num_(tokens|rows): expected at least 0, got -5"):
+            op(-5, weight)
+    for i, name in enumerate(("num_tokens", "n_head", "head_dim", "max_seq_len")):
+        with pytest.raises(ValueError, match=f"^{name}: expected at least 0, got -5"):
+            ops.attention_workspace(*(-5 if i == j else 8 for j in range(4)), where)
 
 
 @per_device()

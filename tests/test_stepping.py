@@ -9,6 +9,7 @@ import pytest
 import torch
 from checkpoints import make_model
 from devices import CPU, CUDA, EMULATED, Device, per_device
+from tokenizers_small import write_tokenizer
 
 import codegen_fast
 from codegen_fast import ops, stepping, transfer, workplace
@@ -67,7 +68,7 @@ def test_recorded_steps_give_the_bits_of_eager_ones(device, quantization, record
     model = model_on(device, quantization)
     ids = prompt(121)
     logits, run = [], workplace.Step.run
-    monkeypatch.setattr(workplace.Step, "run", lambda step, *args: run(step, *args) or logits.append(step.logits[0].clone()))
+    monkeypatch.setattr(workplace.Step, "run", lambda step, *args, **how: run(step, *args, **how) or logits.append(step.logits[0].clone()))
     got = model.generate(ids, max_new_tokens=12, eos_token_id=None)
     assert got.device == model.device
     tokens, eager = greedy_one_by_one(model, ids, 12)
@@ -98,6 +99,31 @@ def test_rows_that_end_leave_and_the_rest_moves_together(device):
     seeds = [codegen_fast.sampling.mix_seed(3, prompt) for prompt in (0, 1)]
     alone = model.generate(ids[1:, 4:], seed=seeds[1], sample_offset=2, **{**knobs, "num_return_sequences": 1})
     assert alone[0, 5:].tolist() == rows[5][: ends[5]]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return codegen_fast.AutoTokenizer.from_pretrained(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+
+
+@per_device(ALL)
+def test_rows_that_the_host_ends_while_steps_are_under_way(device, tokenizer, monkeypatch):
+    """Text ends a row: the steps that were enqueued with it write to its pages, which go back when those are done."""
+    model = model_on(device)
+    knobs = {**HOT, "max_new_tokens": 20, "num_return_sequences": 4, "pad_token_id": 0, "seed": 11}
+    free = model.generate(prompt(30), **knobs)[:, 30:].tolist()
+    texts = [tokenizer.decode([token]) for token in range(67)]
+    strings = sorted({texts[row[at]] for row, at in zip(free, (3, 4, 7, 9))})
+    caches = []
+    monkeypatch.setattr(stepping.SteppingBatch, "close",
+                        lambda batch, close=stepping.SteppingBatch.close: caches.append(batch._place.cache) or close(batch))
+    for at_once in (4, 2):
+        got = model.generate(prompt(30), stop_strings=strings, tokenizer=tokenizer, max_batch_size=at_once, **knobs)
+        for row, whole in zip(got[:, 30:].tolist(), free):
+            end = next(i + 1 for i, token in enumerate(whole) if any(text in texts[token] for text in strings))
+            assert row == whole[:end] + [0] * (len(row) - end)
+    assert len(caches) == 2 and not any(cache.pages_in_use for cache in caches)
+    assert torch.equal(model.generate(prompt(30), **knobs)[:, 30:].cpu(), torch.tensor(free))
 
 
 @per_device((EMULATED,))
@@ -240,11 +266,11 @@ def test_an_interruption_while_a_step_is_enqueued(device, monkeypatch):
     expected = model.generate(prompt(5), max_new_tokens=6, eos_token_id=None)
     run, calls = workplace.Step.run, []
 
-    def interrupted(self, *args):
+    def interrupted(self, *args, **how):
         calls.append(args)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        run(self, *args)
+        run(self, *args, **how)
 
     with monkeypatch.context() as patch:
         patch.setattr(workplace.Step, "run", interrupted)
@@ -318,8 +344,8 @@ def test_memory_that_a_device_cannot_write_is_refused(device):
     with pytest.raises(ValueError, match="slots: expected pinned memory"):
         ops.advance(torch.zeros(1, dtype=torch.int64, **own), torch.ones(1, dtype=torch.int32, **own),
                     torch.ones(1, dtype=torch.int32, **own), torch.zeros(1, dtype=torch.int64, **own),
-                    ops.HostRing(torch.zeros(4, 2, dtype=torch.int64)), torch.zeros(1, dtype=torch.int64, **own),
-                    torch.zeros(0, dtype=torch.int64, **own))  # fmt: skip
+                    torch.zeros(1, 0, dtype=torch.int32, **own), ops.HostRing(torch.zeros(4, 2, dtype=torch.int64)),
+                    torch.zeros(1, dtype=torch.int64, **own), torch.zeros(0, dtype=torch.int64, **own))  # fmt: skip
 
 
 @per_device(CUDA)

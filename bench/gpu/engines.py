@@ -10,8 +10,8 @@ import torch
 
 from codegen_fast.decoder import Decoder
 from codegen_fast.sampling import Sampling
-from codegen_fast.stepping import SteppingBatch
-from codegen_fast.workplace import Workplace, workplace
+from codegen_fast.stepping import Row, SteppingBatch
+from codegen_fast.workplace import Room, Workplace, workplace
 
 GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0, eos=())
 UNTIMED = 10  # steps of ours before the clock starts: more than are enqueued ahead, so that none was computed before
@@ -35,7 +35,7 @@ class Ours:
         self._open = ExitStack()
         batch, context = ids.shape
         self._place: Workplace = self._open.enter_context(
-            workplace(decoder, [context] * batch, 1, UNTIMED + steps)
+            workplace(decoder, Room(batch, [context] * batch, UNTIMED + steps, context + UNTIMED + steps))
         )
         assert self._place.ahead < UNTIMED, self._place.ahead
         self._prompts = [self._place.cache.new_sequence() for _ in range(batch)]
@@ -48,11 +48,11 @@ class Ours:
     @contextmanager
     def stream(self, steps: int) -> Iterator[Iterator[tuple[list[int], list[int]]]]:
         """(rows, tokens) of every step, for at most this many steps."""
-        rows = range(len(self._prompts))
-        forks = [self._place.cache.fork(prompt) for prompt in self._prompts]
-        batch = SteppingBatch(self.decoder, self._place, forks, GREEDY, [0 for _ in rows], [0 for _ in rows], steps)
+        prompts = self.ids.cpu().numpy()
+        rows = [Row(i, prompts[i], self._place.cache.fork(prompt), 0, 0) for i, prompt in enumerate(self._prompts)]
+        batch = SteppingBatch(self.decoder, self._place, GREEDY, steps)
         try:
-            yield batch.tokens(self.logits)
+            yield _tokens(batch, rows, self.logits)
         finally:
             batch.close()
 
@@ -78,6 +78,12 @@ class Ours:
             self._place.cache.release(prompt)
         self._open.close()
         self.decoder.kept.clear()  # what the next point needs may be more than what this one leaves
+
+
+def _tokens(batch: SteppingBatch, rows: list[Row], logits: torch.Tensor) -> Iterator[tuple[list[int], list[int]]]:
+    yield batch.start(rows, logits, list(range(len(rows))))
+    while len(batch):
+        yield batch.step()
 
 
 def _cut(cache, length: int) -> None:

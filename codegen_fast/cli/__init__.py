@@ -2,7 +2,8 @@
 
     arguments.py           commands, options, help
     generate.py, info.py   the commands
-    stream.py              tokens to text as they come, and their clock
+    stream.py              completions on the terminal as they come
+    clock.py, summary.py   how long it took, and the line that says so
     traffic.py             what a token costs in bytes
     models.py              what --model names
     output.py              standard output

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from typing import Callable, NoReturn
 
 PROGRAM = "codegen-fast"
+# Of a draft, where --prompt-lookup says no number.
+LOOKUP_TOKENS = 10
 
 _MAIN_EXAMPLES = """\
 examples:
@@ -22,15 +25,23 @@ The prompt and its completion go to standard output, as UTF-8; a line with the s
 samples each is written when it is done, below a line with its number. The prompt is taken as it stands: \\n is a
 backslash and an n, and a file's last newline belongs to the prompt.
 
-Without --temperature the most likely token is taken each time, unless --n above 1, --seed, --top-p or --top-k ask
-for sampling, which is then done at temperature 0.2. Without --seed a seed is drawn; the last line names it. The demo
-model, given none of these, samples at temperature 0.6 with seed 0: it is too small not to repeat itself otherwise.
+Without --temperature the most likely token is taken each time, unless --n above 1, --seed, --top-p, --top-k or --min-p
+ask for sampling, which is then done at temperature 0.2. Without --seed a seed is drawn; the last line names it. The
+demo model, given none of these and no --beams, samples at temperature 0.6 with seed 0: it is too small not to repeat
+itself otherwise.
+
+With --stop or --stop-regex a sample ends, and is cut, where its text is complete. Of --beams, --n gives the best ones,
+best first, and nothing is shown before the end; sampling options make them draw their tokens. --prompt-lookup changes
+no token: drafts that stand in the text already are verified several tokens a call, where that pays.
 
 examples:
   codegen-fast generate "def fibonacci(n):"
   codegen-fast generate --n 3 --seed 1 "class Stack:"
   codegen-fast generate --temperature 0.8 --top-p 0.95 --max-new-tokens 200 --file prompt.py
-  git show HEAD:setup.py | codegen-fast generate -
+  codegen-fast generate --stop function "def fibonacci(n):"
+  codegen-fast generate --stop-regex "^class " --stop-regex "\\n\\n\\n" --n 2 "class Stack:"
+  codegen-fast generate --beams 4 --n 2 --repetition-penalty 1.1 "def fibonacci(n):"
+  git show HEAD:setup.py | codegen-fast generate --prompt-lookup=8 -
   codegen-fast generate --model Salesforce/codegen-2B-mono --dtype bfloat16 --threads 8 "def hello_world():"
   codegen-fast generate -- "-- a prompt that begins with dashes"
 """
@@ -101,8 +112,26 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
                            "else 1: all)")
     text.add_argument("--top-k", type=_integer(0), metavar="K",
                       help="sample from the K likeliest tokens; 0: from all (default: the model's, else 50)")
-    text.add_argument("--n", type=_integer(1, 4096), default=1, metavar="N", help="number of samples (default: 1)")
+    text.add_argument("--min-p", type=_number(0, 1), metavar="P",
+                      help="sample from tokens at least P times as likely as the likeliest (default: the model's, else "
+                           "0: all)")
+    text.add_argument("--repetition-penalty", type=_number(0, math.inf, above=True), metavar="R",
+                      help="above 1: tokens that are there already become less likely (default: the model's, else 1)")
+    text.add_argument("--n", type=_integer(1, 4096), default=1, metavar="N",
+                      help="number of samples, or of the best beams (default: 1)")
     text.add_argument("--seed", type=_integer(0, 2**64 - 1), metavar="S", help="the same seed gives the same samples")
+    text.add_argument("--beams", type=_integer(1), default=1, metavar="N",
+                      help="look for the most likely text with N beams (default: 1, which is none)")
+    stop = text.add_mutually_exclusive_group()
+    stop.add_argument("--stop", choices=("function", "statement", "line", "truncation"),
+                      help="stop, and cut the text, where the function, statement or line that the prompt is in (else "
+                           "the first new one) is over; truncation: where CodeGen's sampling script cuts")
+    stop.add_argument("--stop-regex", type=_expression, action="append", metavar="PATTERN",
+                      help="stop at a match in the completion, and cut it there; Python's syntax, ^ and $ match at "
+                           "every line; may be given several times")
+    model.add_argument("--prompt-lookup", type=_integer(1), nargs="?", const=LOOKUP_TOKENS, metavar="N",
+                       help="draft at most N tokens from the text so far and verify them in one call (N: "
+                            f"{LOOKUP_TOKENS} where it is left out; then put the prompt before this option)")
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
@@ -129,16 +158,30 @@ def _integer(low: int, high: int | None = None) -> Callable[[str], int]:
     return parse
 
 
-def _number(low: float, high: float) -> Callable[[str], float]:
-    allowed = f"a number of {low} or more" if high == math.inf else f"a number from {low} to {high}"
+def _number(low: float, high: float, above: bool = False) -> Callable[[str], float]:
+    """above: low itself is not allowed."""
+    if high < math.inf:
+        allowed = f"a number from {low} to {high}"
+    else:
+        allowed = f"a number above {low}" if above else f"a number of {low} or more"
 
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}") from None
-        if not low <= value <= high or value == math.inf:  # NaN fails the first
+        if not low <= value <= high or value == math.inf or (above and value == low):  # NaN fails the first
             raise argparse.ArgumentTypeError(f"{text} is not {allowed}")
         return value
 
     return parse
+
+
+def _expression(text: str) -> str:
+    try:
+        matches_nothing = re.search(text, "", re.MULTILINE) is not None
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+    if matches_nothing:
+        raise argparse.ArgumentTypeError(f"{text!r} matches an empty text: every sample would end at once")
+    return text

@@ -5,23 +5,25 @@ from __future__ import annotations
 import argparse
 import secrets
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..auto import AutoModelForCausalLM
-from ..config import CodeGenConfig
-from ..generation import GenerationConfig, prepare
+from ..generation import GenerationConfig
+from ..generation.request import prepare
+from ..generation.text import pieces
 from ..machine import cache_bytes, read_bandwidth, this_machine
 from ..model import CodeGenForCausalLM
 from ..tokenizer import AutoTokenizer
 from .arguments import UsageError
-from .figures import cache_size, count, duration, rate, size
+from .clock import TimedGeneration
 from .models import DEMO, locate, read_config
 from .output import emit
-from .stream import TextStreamer
-from .traffic import decode_bytes, weight_bytes
+from .stream import beam_pieces, write_sample, write_samples
+from .summary import beams_summary, drafts_summary, summary
 
 DEFAULT_NEW_TOKENS = 128
 # Where sampling is asked for without a temperature: low enough that a small model still writes code.
@@ -46,26 +48,40 @@ def run(arguments: argparse.Namespace) -> int:
     ids = tokenizer(prompt, return_tensors="pt").input_ids if prompt else None  # None: from the bos token
     mask = None if ids is None else torch.ones_like(ids)  # a pad token in the prompt is meant there
     knobs = choose_knobs(arguments, config.n_positions - (1 if ids is None else ids.shape[1]))
-    request = prepare(ids, mask, None, dict(knobs), stored=GenerationConfig.from_folder(folder, config.to_dict()),
-                      vocab_size=config.vocab_size, n_positions=config.n_positions)
+    prepare(ids, mask, None, dict(knobs), stored=GenerationConfig.from_folder(folder, config.to_dict()),
+            vocab_size=config.vocab_size, n_positions=config.n_positions)
 
     quantization = None if arguments.quantization == "none" else arguments.quantization
     model = AutoModelForCausalLM.from_pretrained(location, dtype=arguments.dtype, quantization=quantization,
                                                  device=arguments.device)
-    streamer = TextStreamer(emit, prompt, arguments.n, request.steps, request.settings.eos_token_ids,
-                            lambda tokens: tokenizer.decode(tokens, skip_special_tokens=True))
-    try:
-        model.generate(ids, mask, streamer=streamer, **knobs)
-    except KeyboardInterrupt:
-        streamer.end()  # generate does not, if the streamer was at work just then
-        raise
-    if model.device.type == "cuda":
-        bandwidth, cache = this_machine().gpus[model.device.index].memory_bytes_per_second, None
+    # As model.stream does, but with a clock, and what drafts have brought is told at the end.
+    generation = TimedGeneration(model._text_generation(ids, mask, None, {**knobs, "tokenizer": tokenizer}))
+    beams = knobs["num_beams"]
+    with closing((pieces if beams == 1 else beam_pieces)(generation, model.device)) as stream:
+        if arguments.n == 1:
+            write_sample(emit, prompt, stream)
+        else:
+            write_samples(emit, prompt, stream, arguments.n, "sample" if beams == 1 else "result")
+
+    prompt_tokens = 1 if ids is None else ids.shape[1]
+    if beams > 1:
+        line = beams_summary(generation, beams, prompt_tokens)
+    elif generation.speculation is not None:
+        line = drafts_summary(generation, generation.speculation, prompt_tokens)
     else:
-        bandwidth = read_bandwidth(_MEASURE_SECONDS, threads=max(threads, torch.get_num_threads()))
-        cache = cache_bytes()
-    print(summary(streamer, model, bandwidth, cache, knobs.get("seed")), file=sys.stderr)
+        line = summary(generation, model, prompt_tokens, *_memory(model, threads))
+    print(line + (f"; seed {knobs['seed']}" if "seed" in knobs else ""), file=sys.stderr)
     return 0
+
+
+def _memory(model: CodeGenForCausalLM, threads: int) -> tuple[float, int | None]:
+    """The bandwidth (bytes a second) of the memory that the model lies in, and the bytes of the CPU's cache before it.
+
+    threads: torch's, if --threads had not changed them.
+    """
+    if model.device.type == "cuda":
+        return this_machine().gpus[model.device.index].memory_bytes_per_second, None
+    return read_bandwidth(_MEASURE_SECONDS, threads=max(threads, torch.get_num_threads())), cache_bytes()
 
 
 def read_prompt(prompt: str | None, file: str | None) -> str:
@@ -96,60 +112,56 @@ def _as_text(data: bytes, name: str) -> str:
 
 
 def choose_knobs(arguments: argparse.Namespace, room: int) -> dict[str, Any]:
-    """The knobs of `generate` for these options. room: tokens that the context has left after the prompt."""
+    """The knobs of `generate` for these options. room: tokens that the context has left after the prompt.
+
+    Raises UsageError for options that contradict each other.
+    """
+    _require_consistent(arguments)
     knobs: dict[str, Any] = {
         # Too long a prompt is refused by generate, in better words.
         "max_new_tokens": arguments.max_new_tokens or max(1, min(DEFAULT_NEW_TOKENS, room)),
         "max_length": None,  # the checkpoint's own would compete with it
         "num_return_sequences": arguments.n,
+        # The command line decides, not the checkpoint: what is written and told depends on these.
+        "num_beams": arguments.beams,
+        "prompt_lookup_num_tokens": arguments.prompt_lookup,
     }
-    asks_for_samples = arguments.n > 1 or any(
-        value is not None for value in (arguments.seed, arguments.top_p, arguments.top_k))
+    if arguments.stop is not None or arguments.stop_regex is not None:
+        knobs["stop"] = arguments.stop or arguments.stop_regex
+    if arguments.repetition_penalty is not None:
+        knobs["repetition_penalty"] = arguments.repetition_penalty
+    return {**knobs, **_sampling_knobs(arguments)}
+
+
+def _sampling_knobs(arguments: argparse.Namespace) -> dict[str, Any]:
+    beams = arguments.beams > 1
+    asks_for_samples = (arguments.n > 1 and not beams) or any(
+        value is not None for value in (arguments.seed, arguments.top_p, arguments.top_k, arguments.min_p))
     temperature, seed = arguments.temperature, arguments.seed
-    if temperature is None and not asks_for_samples and arguments.model == DEMO:
+    if temperature is None and not asks_for_samples and not beams and arguments.model == DEMO:
         temperature, seed = DEMO_TEMPERATURE, 0
     elif temperature is None:
         temperature = DEFAULT_TEMPERATURE if asks_for_samples else 0.0
-    knobs["do_sample"] = temperature > 0
     if temperature == 0:
-        if arguments.n > 1:
-            raise UsageError(f"--n {arguments.n} needs a --temperature above 0: at 0 all samples are the same")
-        return knobs
-    knobs["temperature"] = temperature
+        if arguments.n > 1 and not beams:
+            raise UsageError(f"--n {arguments.n} needs a --temperature above 0, or --beams: at 0 all samples are the "
+                             "same")
+        return {"do_sample": False}
     # torch's default generator begins every process with the same state: a seed of our own, or no two runs differ.
-    knobs["seed"] = secrets.randbits(32) if seed is None else seed
-    knobs.update((name, value) for name, value in (("top_p", arguments.top_p), ("top_k", arguments.top_k))
-                 if value is not None)
-    return knobs
+    knobs = {"do_sample": True, "temperature": temperature, "seed": secrets.randbits(32) if seed is None else seed}
+    names = ("top_p", "top_k", "min_p")
+    return knobs | {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
 
 
-def summary(streamer: TextStreamer, model: CodeGenForCausalLM, bandwidth: float, cache: int | None,
-            seed: int | None) -> str:
-    """The last line: tokens, their speed, and how much of the memory's bandwidth (bytes a second) that is.
-
-    bandwidth: measured on a CPU; a GPU's by its data sheet, 0 where it is not known. cache: bytes of the CPU's
-    last-level cache, None where it is not known or does not matter.
-    """
-    tokens, samples = sum(streamer.new_tokens), len(streamer.new_tokens)
-    line = count(tokens, "token") + (f" in {samples} samples" if samples > 1 else "")
-    line += f": first after {duration(streamer.first_seconds)} (prompt of {streamer.prompt_tokens})"
-    decoded = tokens - samples  # the first of each comes with the prompt
-    if decoded:
-        seconds = streamer.decode_seconds
-        config, dtype, quantization = model.config, model.dtype, model.quantization
-        nbytes = decode_bytes(config, dtype, quantization, streamer.prompt_tokens, streamer.new_tokens, model.device)
-        read = nbytes / seconds
-        line += (f", then {decoded} in {duration(seconds)}: {rate(decoded / seconds)} tokens/s, "
-                 f"{read / 1e9:.1f} GB/s of weights and cache")
-        if bandwidth:  # a GPU's driver may not tell
-            whose = "this GPU's" if model.device.type == "cuda" else "this machine's"
-            line += f", {read / bandwidth:.0%} of {whose} {bandwidth / 1e9:.1f} GB/s"
-        line += _cache_remark(config, dtype, quantization, cache)
-    return line + ("" if seed is None else f"; seed {seed}")
-
-
-def _cache_remark(config: CodeGenConfig, dtype: torch.dtype, quantization: str | None, cache: int | None) -> str:
-    weights = weight_bytes(config, dtype, quantization)
-    if cache is None or weights > cache:
-        return ""
-    return f" (which is no limit here: {size(weights)} of weights fit the CPU's cache of {cache_size(cache)})"
+def _require_consistent(arguments: argparse.Namespace) -> None:
+    if arguments.beams == 1:
+        return
+    if arguments.n > arguments.beams:
+        raise UsageError(f"--n {arguments.n} is more than --beams {arguments.beams}, which is how many results there "
+                         "are")
+    for option, value, why in (
+            ("--stop", arguments.stop, "beams are compared at their full length"),
+            ("--stop-regex", arguments.stop_regex, "beams are compared at their full length"),
+            ("--prompt-lookup", arguments.prompt_lookup, "it makes plain decoding and sampling faster")):
+        if value is not None:
+            raise UsageError(f"{option} does not go with --beams {arguments.beams}: {why}")

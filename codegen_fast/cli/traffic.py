@@ -18,12 +18,11 @@ def weight_bytes(config: CodeGenConfig, dtype: torch.dtype, quantization: str | 
 
 
 def decode_bytes(config: CodeGenConfig, dtype: torch.dtype, quantization: str | None, prompt_tokens: int,
-                 new_tokens: list[int], device: torch.device | str = "cpu") -> int:
-    """Bytes that decoding reads after the prefill of one prompt, whose samples have new_tokens[i] new tokens each.
+                 new_tokens: list[int], steps: int, device: torch.device | str = "cpu") -> int:
+    """Bytes that so many decode steps read after the prefill of a prompt, whose samples get new_tokens[i] tokens each.
 
-    The first new token of a row comes from the prefill. Step k reads the weights once, and for each row that still
-    runs prompt_tokens + k tokens of cache.
+    The first new token of a row comes from the prefill. A step reads the weights once, and for each of its rows, if it
+    is the row's k-th, prompt_tokens + k tokens of cache.
     """
-    steps = max(new_tokens) - 1
     attended = sum((n - 1) * prompt_tokens + (n - 1) * n // 2 for n in new_tokens)
     return steps * weight_bytes(config, dtype, quantization, device) + cache_bytes(config, dtype, attended)

@@ -1,6 +1,4 @@
-"""Text generation: the knobs, their configuration, the checks of a call, and the loop."""
+"""Text generation: the knobs, their configuration, the checks of a call, and the loops that run it."""
 from .config import GenerationConfig
-from .request import Request, prepare, require_memory
-from .loop import TokenStream, run
 
-__all__ = ["GenerationConfig", "Request", "TokenStream", "prepare", "require_memory", "run"]
+__all__ = ["GenerationConfig"]

@@ -14,12 +14,13 @@ class GenerationConfig:
     """Knobs of `generate`, by the names of transformers' class. None means "not set here".
 
     Attributes are checked when `generate` reads them; an unknown name is a TypeError (constructor) or an
-    AttributeError (assignment) at once. `extra` keeps what a file held besides knobs, so that it can be written back.
+    AttributeError (assignment) at once. `extra` keeps what a file held besides knobs, so that it can be written back;
+    `unknown` names the entries of it that came with an object, about which `generate` warns.
     """
 
     def __init__(self, **knobs: Any):
         require_known_knobs(knobs, "GenerationConfig()")
-        self.__dict__["extra"] = {}
+        self.__dict__.update(extra={}, unknown=())
         for name in KNOBS:
             self.__dict__[name] = knobs.get(name)
 
@@ -43,6 +44,14 @@ class GenerationConfig:
     def to_dict(self) -> dict[str, Any]:
         """What generation_config.json holds: the knobs that are set, and `extra`."""
         return {**self.extra, **self.set_knobs()}
+
+    to_diff_dict = to_dict  # transformers' pipelines read a configuration by this name
+
+    def update(self, **values: Any) -> dict[str, Any]:
+        """Sets the knobs among the values; returns the rest."""
+        for name in values.keys() & KNOBS.keys():
+            setattr(self, name, values[name])
+        return {name: value for name, value in values.items() if name not in KNOBS}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GenerationConfig:
@@ -84,38 +93,106 @@ def as_generation_config(value: Any, where: str = "generation_config") -> Genera
     """A GenerationConfig from ours, a dict, or an object with to_dict() such as transformers' own.
 
     Entries that are None count as not set, whatever their name (a newer transformers may have more fields).
-    Raises TypeError for anything else and for unknown names.
+    Unknown names go to `extra` where they are an object's, which may have fields of the user's own.
+    Raises TypeError for anything else and for unknown names in a dict.
     """
     if value is None or isinstance(value, GenerationConfig):
         return value if value is not None else GenerationConfig()
     if isinstance(value, (str, os.PathLike)):
         raise TypeError(f"{where} got {value!r}: pass a GenerationConfig or a dict, not a path")
-    if not isinstance(value, dict):
+    is_object = not isinstance(value, dict)
+    if is_object:
         if not callable(getattr(value, "to_dict", None)):
             raise TypeError(f"{where} must be a GenerationConfig (ours or transformers') or a dict, "
                             f"got {type(value).__name__}")
         value = value.to_dict()
     metadata = ("transformers_version", "_from_model_config")
     knobs = {name: entry for name, entry in value.items() if entry is not None and name not in metadata}
-    require_known_knobs(knobs, where)
-    return GenerationConfig(**knobs)
+    if not is_object:
+        require_known_knobs(knobs, where)
+    config = GenerationConfig.from_dict(knobs)
+    config.__dict__["unknown"] = tuple(config.extra)
+    return config
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The knobs of one call of `generate`, checked, with every default filled in."""
+    """The knobs of one call of `generate`, checked; what nobody asked for, or what is neutral, has its default here."""
 
-    max_length: int | None     # of prompt + new tokens; None: 20 new tokens (nobody set a length)
-    max_new_tokens: int | None # goes before max_length
-    do_sample: bool
-    temperature: float         # 0.0 in greedy mode
-    top_k: int                 # 0: off
-    top_p: float               # 1.0: off
-    num_return_sequences: int
-    pad_token_id: int | None   # falls back to the first eos
-    bos_token_id: int | None
-    eos_token_ids: tuple[int, ...]
-    pad_is_set: bool           # whether somebody named pad_token_id
+    max_length: int | None = None      # of prompt + new tokens; None: 20 new tokens (nobody set a length)
+    max_new_tokens: int | None = None  # goes before max_length
+    min_length: int = 0                # of prompt + new tokens; 0 where min_new_tokens was set
+    min_new_tokens: int = 0
+    max_time: float | None = None      # seconds
+    stop_strings: tuple[str, ...] = ()
+
+    do_sample: bool = False
+    temperature: float = 0.0           # 0 exactly where do_sample is False
+    top_k: int = 0                     # 0: off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
+    num_return_sequences: int = 1
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False # or "never"
+
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()  # without those that are nothing but an eos token
+    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] = ()
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
+    forced_eos_token_ids: tuple[int, ...] = ()
+    exponential_decay_length_penalty: tuple[int, float] | None = None  # (start, factor)
+    remove_invalid_values: bool = False
+    renormalize_logits: bool = False
+    token_healing: bool = False
+
+    return_dict_in_generate: bool = False
+    output_scores: bool = False
+    output_logits: bool = False
+    output_hidden_states: bool = False
+    use_cache: bool = True
+
+    prompt_lookup_num_tokens: int | None = None
+    max_matching_ngram_size: int | None = None
+    num_assistant_tokens: int | None = None           # None, and so the next two: nobody set it
+    num_assistant_tokens_schedule: str | None = None
+    assistant_confidence_threshold: float | None = None
+
+    pad_token_id: int | None = None    # falls back to the first eos
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    pad_is_set: bool = False           # whether somebody named pad_token_id
+
+    def require_vocabulary(self, vocab_size: int) -> None:
+        """ValueError for tokens that are to be biased, banned or forced and do not exist, as in transformers."""
+        for name, ids in (("sequence_bias", [i for sequence, _ in self.sequence_bias for i in sequence]),
+                          ("bad_words_ids", [i for sequence in self.bad_words_ids for i in sequence]),
+                          ("forced_eos_token_id", self.forced_eos_token_ids)):
+            outside = [i for i in ids if i >= vocab_size]
+            if outside:
+                raise ValueError(f"{name} names token {outside[0]}, outside the vocabulary: ids are 0 to "
+                                 f"{vocab_size - 1}")
+
+    def length_warnings(self, columns: int, steps: int) -> list[str]:
+        """A warning where a least length is out of reach of prompts of `columns` columns and `steps` new tokens."""
+        for name, least in (("min_new_tokens", self.min_new_tokens), ("min_length", self.min_length - columns)):
+            if least > steps:
+                return [f"{name}={getattr(self, name)} cannot be reached: rows end after {steps} new tokens; lower it, "
+                        "or raise max_new_tokens"]
+        return []
+
+
+# Their defaults in transformers hold for programs that set nothing; here "not set" means something else.
+_NO_DEFAULT = ("max_length", "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold")
+
+
+# Refused in the call. A configuration may be shared with other programs, and say it for calls with an assistant.
+_ONLY_OF_ASSISTANTS = ("assistant_ensemble_weight",)
 
 
 def resolve(call: dict[str, Any], given: GenerationConfig, stored: GenerationConfig) -> tuple[Settings, list[str]]:
@@ -123,58 +200,85 @@ def resolve(call: dict[str, Any], given: GenerationConfig, stored: GenerationCon
 
     call: knobs passed to generate() by name, which win even where they are None; then `given`, the call's
     generation_config; then `stored`, the model's; then transformers' defaults.
-    Raises ValueError for values out of range and NotImplementedError for knobs that are known and not done.
+    Raises ValueError or TypeError for values out of range and for combinations that transformers refuses,
+    NotImplementedError for knobs that are refused.
     """
     asked = {**given.set_knobs(), **call}
     values: dict[str, Any] = {}
     for name, knob in KNOBS.items():
         value = asked[name] if name in asked else getattr(stored, name)
         if knob.check is None:
-            # A checkpoint saved after training often says use_cache=false; that is no wish about generation.
-            if name in asked or name != "use_cache":
-                require_off(knob, value, "" if name in asked else " (from the model's generation_config)")
+            if name in _ONLY_OF_ASSISTANTS and name not in call:
+                continue
+            require_off(knob, value, "" if name in asked else " (from the model's generation_config)")
             continue
-        if value is None and name not in call and name != "max_length":
+        if name == "use_cache" and name not in asked:
+            value = True  # a checkpoint saved after training often says False; that is no wish about generation
+        if value is None and name not in call and name not in _NO_DEFAULT:
             value = knob.default
         values[name] = None if value is None else knob.check(name, value)
 
-    do_sample = bool(values["do_sample"])
-    temperature = 1.0 if values["temperature"] is None else values["temperature"]
-    samples = values["num_return_sequences"] or 1
-    if do_sample and temperature == 0:
+    eos, pad = values["eos_token_id"] or (), values["pad_token_id"]
+    renamed = {"eos_token_id": "eos_token_ids", "forced_eos_token_id": "forced_eos_token_ids"}
+    settings = Settings(**{
+        **{renamed.get(name, name): value for name, value in values.items() if value is not None},
+        # As transformers: min_new_tokens is what counts, also where it is 0.
+        "min_length": 0 if values["min_new_tokens"] is not None else values["min_length"] or 0,
+        "temperature": _temperature(values),
+        "bad_words_ids": tuple(word for word in values["bad_words_ids"] or ()
+                               if len(word) > 1 or word[0] not in eos),
+        "pad_token_id": pad if pad is not None or not eos else eos[0],
+        "pad_is_set": pad is not None,
+    })
+    _require_consistent(settings)
+    unknown = "".join(f", {name}{nearest(name, KNOBS)}" for name in dict.fromkeys(given.unknown + stored.unknown))
+    return settings, [*([f"generation_config has fields that are no knobs and do nothing: {unknown[2:]}"] if unknown
+                        else []), *_warnings(asked, values)]
+
+
+def _temperature(values: dict[str, Any]) -> float:
+    if not values["do_sample"]:
+        return 0.0
+    if values["temperature"] == 0:
         raise ValueError("temperature=0 is not allowed when do_sample=True: expected a number above 0; for greedy "
                          "decoding set do_sample=False")
-    if samples > 1 and not do_sample:
-        raise ValueError(f"num_return_sequences={samples} needs do_sample=True: greedy decoding would give "
+    return 1.0 if values["temperature"] is None else values["temperature"]
+
+
+def _require_consistent(settings: Settings) -> None:
+    """ValueError for knobs that contradict each other."""
+    rows, beams = settings.num_return_sequences, settings.num_beams
+    if beams == 1 and rows > 1 and not settings.do_sample:
+        raise ValueError(f"num_return_sequences={rows} needs do_sample=True or num_beams: greedy decoding would give "
                          "the same row again and again")
-    eos = values["eos_token_id"] or ()
-    pad = values["pad_token_id"]
-    settings = Settings(
-        max_length=values["max_length"],
-        max_new_tokens=values["max_new_tokens"],
-        do_sample=do_sample,
-        temperature=temperature if do_sample else 0.0,
-        top_k=values["top_k"] or 0,
-        top_p=1.0 if values["top_p"] is None else values["top_p"],
-        num_return_sequences=samples,
-        pad_token_id=pad if pad is not None or not eos else eos[0],
-        bos_token_id=values["bos_token_id"],
-        eos_token_ids=eos,
-        pad_is_set=pad is not None,
-    )
-    return settings, _warnings(asked, values, do_sample)
+    if 1 < beams < rows:
+        raise ValueError(f"num_return_sequences={rows} is more than num_beams={beams}, which is how many results there "
+                         "are: raise num_beams")
+    forced = settings.forced_eos_token_ids
+    if forced and set(forced) <= set(settings.suppress_tokens):
+        raise ValueError(f"forced_eos_token_id={list(forced)} is also in suppress_tokens, so that no token would be "
+                         "left at the end: take it out of one of them")
+    if settings.exponential_decay_length_penalty is not None and not settings.eos_token_ids:
+        raise ValueError("exponential_decay_length_penalty needs eos_token_id, the token whose logit it raises")
 
 
-def _warnings(asked: dict[str, Any], values: dict[str, Any], do_sample: bool) -> list[str]:
-    messages = []
-    if not do_sample:
+def _warnings(asked: dict[str, Any], values: dict[str, Any]) -> list[str]:
+    def ignored(names: tuple[str, ...], mode: str) -> str:
         # As transformers: a checkpoint's own temperature is no fault of somebody who asks for do_sample=False.
-        ignored = [f"{name}={values[name]}" for name in ("temperature", "top_k", "top_p")
-                   if values[name] not in (None, KNOBS[name].default) and (name in asked or "do_sample" not in asked)]
-        if ignored:
-            messages.append(f"do_sample is not True, so {', '.join(ignored)} has no effect: set do_sample=True, or "
-                            "leave it out")
-    if values["max_new_tokens"] is not None and values["max_length"] is not None:
-        messages.append(f"both max_new_tokens={values['max_new_tokens']} and max_length={values['max_length']} are "
-                        "set: max_new_tokens counts")
+        return ", ".join(f"{name}={values[name]}" for name in names
+                         if values[name] not in (None, KNOBS[name].default) and (name in asked or mode not in asked))
+
+    messages = []
+    sampling = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+    if not values["do_sample"] and (names := ignored(sampling, "do_sample")):
+        messages.append(f"do_sample is not True, so {names} has no effect: set do_sample=True, or leave it out")
+    if values["num_beams"] in (None, 1) and (names := ignored(("early_stopping", "length_penalty"), "num_beams")):
+        messages.append(f"num_beams is 1, so {names} has no effect: set num_beams, or leave it out")
+    outputs = ("output_scores", "output_logits", "output_hidden_states")
+    if not values["return_dict_in_generate"] and (names := ", ".join(name for name in outputs if values[name])):
+        messages.append(f"return_dict_in_generate is not True, so {names} has no effect: set "
+                        "return_dict_in_generate=True")
+    for name, other in (("max_new_tokens", "max_length"), ("min_new_tokens", "min_length")):
+        if values[name] is not None and values[other] not in (None, 0):
+            messages.append(f"both {name}={values[name]} and {other}={values[other]} are set: {name} counts")
     return messages

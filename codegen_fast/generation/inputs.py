@@ -11,6 +11,22 @@ from torch import Tensor
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
+def as_prompts(value: Any, pad: int) -> tuple[Tensor, Tensor | None]:
+    """Prompts (B, n) as `as_ids` gives them, and a mask (B, n) where they were a list of lists of different lengths.
+
+    Those are padded on the left with `pad`. Raises as `as_ids` does.
+    """
+    if not isinstance(value, (list, tuple)) or not value:
+        return as_ids(value), None
+    rows = _as_lists(value, "input_ids")
+    columns = max(map(len, rows))
+    if min(map(len, rows)) in (0, columns):
+        return as_ids(value), None
+    ids = torch.tensor([[pad] * (columns - len(row)) + row for row in rows], dtype=torch.long, device="cpu")
+    starts = torch.tensor([columns - len(row) for row in rows], device="cpu")
+    return ids, torch.arange(columns, device="cpu") >= starts[:, None]
+
+
 def as_ids(value: Any, name: str = "input_ids") -> Tensor:
     """Token ids (B, n) as a new or shared LongTensor on the CPU, n of at least 1.
 
@@ -46,6 +62,18 @@ def _from_numpy(value: np.ndarray, name: str) -> Tensor:
 
 
 def _from_rows(rows: list | tuple, name: str) -> Tensor:
+    values = _as_lists(rows, name)
+    lengths = sorted({len(row) for row in values})
+    if len(lengths) > 1:
+        empty = ": a prompt needs at least one token" if lengths[0] == 0 else \
+            ": pad them on the left to one length and pass attention_mask"
+        raise ValueError(f"{name} holds rows of different lengths ({lengths[0]} to {lengths[-1]}){empty}")
+    columns = lengths[0] if lengths else 0
+    return torch.tensor(values, dtype=torch.long, device="cpu").reshape(len(values), columns)
+
+
+def _as_lists(rows: list | tuple, name: str) -> list[list[int]]:
+    """Rows of integers, or of tensors or arrays of them, as lists."""
     if rows and all(isinstance(row, (Tensor, np.ndarray)) for row in rows):
         rows = [row.tolist() for row in rows]
     if not all(isinstance(row, (list, tuple)) for row in rows):
@@ -56,13 +84,7 @@ def _from_rows(rows: list | tuple, name: str) -> Tensor:
                 raise TypeError(f"{name}[{r}][{c}] is {item!r}, expected an int")
             if not -2**63 <= item < 2**63:
                 raise ValueError(f"{name}[{r}][{c}] is {item}, which is no token id")
-    lengths = sorted({len(row) for row in rows})
-    if len(lengths) > 1:
-        raise ValueError(f"{name} holds rows of different lengths ({lengths[0]} to {lengths[-1]}): pad them on the "
-                         "left to one length and pass attention_mask")
-    columns = lengths[0] if lengths else 0
-    values = [[int(item) for item in row] for row in rows]
-    return torch.tensor(values, dtype=torch.long, device="cpu").reshape(len(rows), columns)
+    return [[int(item) for item in row] for row in rows]
 
 
 def as_mask(value: Any, shape: tuple[int, int], name: str = "attention_mask") -> Tensor:
@@ -73,8 +95,7 @@ def as_mask(value: Any, shape: tuple[int, int], name: str = "attention_mask") ->
         except (TypeError, ValueError) as error:
             raise TypeError(f"{name} must be a tensor of 0 and 1 of shape {shape}: {error}") from error
     if not isinstance(value, Tensor):
-        hint = "; pass generation_config by its name" if hasattr(value, "to_dict") else ""
-        raise TypeError(f"{name} must be a tensor of 0 and 1, got {type(value).__name__}{hint}")
+        raise TypeError(f"{name} must be a tensor of 0 and 1, got {type(value).__name__}")
     if tuple(value.shape) != tuple(shape):
         raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(shape)}, that of the tokens")
     mask = value.detach().cpu()

@@ -9,12 +9,13 @@ namespace codegen_fast::bind {
 
 #define CODEGEN_FAST_FOR_EACH_OP(X)                                                                                  \
   X(pack) X(clear_packed) X(pack_quantized) X(unpack) X(quantize_activations) X(embed) X(layer_norm)                 \
-  X(input_product) X(attention) X(output_product) X(lm_head) X(sample) X(advance) X(copy_pages)
+  X(input_product) X(attention) X(output_product) X(lm_head) X(sample) X(filter_logits) X(edit_logits)             \
+  X(advance) X(copy_pages)
 
 #define CODEGEN_FAST_FOR_EACH_SIZE(X)                                                                                \
   X(packed_weight_bytes) X(packed_weight_scales) X(kv_page_size) X(activation_group) X(activation_padding)           \
   X(input_product_workspace) X(attention_workspace) X(output_product_workspace) X(lm_head_workspace)                 \
-  X(sample_workspace)
+  X(sample_workspace) X(edit_logits_workspace)
 
 // Ops recorded once and run many times: cuda/graph.h says how.
 class Graph {

@@ -18,6 +18,11 @@ const Backend& backend_of(const BoundWeight& w) {
   return g_backends.of(w.weight.data.device.type, "weight");
 }
 
+int64_t at_least_0(int64_t n, const char* name) {
+  if (n < 0) throw ValueError(std::string(name) + ": expected at least 0, got " + std::to_string(n));
+  return n;
+}
+
 void bind_operands(py::module_& m) {
   py::class_<BoundWeight>(m, "PackedWeight", py::module_local())
       .def(py::init<const std::string&, const std::vector<int64_t>&, const std::vector<int64_t>&, py::object, py::object>(),
@@ -52,8 +57,23 @@ void bind_operands(py::module_& m) {
       .def_property_readonly("num_tokens", [](const BoundBatch& b) { return b.batch.num_tokens; })
       .def_property_readonly("max_seq_len", [](const BoundBatch& b) { return b.batch.max_seq_len; });
   py::class_<BoundSamplingParams>(m, "SamplingParams", py::module_local())
-      .def(py::init<py::object, py::object, py::object, py::object, py::object, py::object>(), py::arg("temperature"),
-           py::arg("top_k"), py::arg("top_p"), py::arg("seed"), py::arg("sample_index"), py::arg("position"));
+      .def(py::init<py::object, py::object, py::object, py::object, py::object, py::object, py::object, py::object,
+                    py::object, py::object, int64_t>(),
+           py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("seed"), py::arg("sample_index"),
+           py::arg("position"), py::arg("min_p") = py::none(), py::arg("typical_p") = py::none(),
+           py::arg("epsilon_cutoff") = py::none(), py::arg("eta_cutoff") = py::none(),
+           py::arg("min_tokens_to_keep") = 1);
+  py::class_<BoundLogitsRules>(m, "LogitsRules", py::module_local())
+      .def(py::init<py::object, py::object, py::object, py::object, py::object, py::object, py::object, double, int64_t,
+                    py::object, py::object, py::object, int64_t, py::object, int64_t, bool, int64_t, double, py::object,
+                    py::object>(),
+           py::arg("history"), py::arg("history_row"), py::arg("history_len"), py::arg("prompt_len"), py::kw_only(),
+           py::arg("bias_tokens") = py::none(), py::arg("bias_starts") = py::none(), py::arg("biases") = py::none(),
+           py::arg("repetition_penalty") = 1.0, py::arg("no_repeat_ngram_size") = 0,
+           py::arg("banned_tokens") = py::none(), py::arg("banned_starts") = py::none(), py::arg("eos") = py::none(),
+           py::arg("min_new_tokens") = 0, py::arg("forced_eos") = py::none(), py::arg("forced_eos_after") = -1,
+           py::arg("remove_invalid_values") = false, py::arg("decay_start") = -1, py::arg("decay_factor") = 1.0,
+           py::arg("suppressed") = py::none(), py::arg("suppressed_at_begin") = py::none());
   py::class_<BoundHostRing>(m, "HostRing", py::module_local())
       .def(py::init<py::object>(), py::arg("slots"))
       .def_readonly("slots", &BoundHostRing::kept)
@@ -89,7 +109,10 @@ void bind_ops(py::module_& m) {
   def_op<&Backend::output_product>(m, "output_product", std::array{"x", "act", "w_out", "bias_out", "decode", "workspace"});
   def_op<&Backend::lm_head>(m, "lm_head", std::array{"logits", "x", "rows", "norm", "w_lm", "bias_lm", "decode", "workspace"});
   def_op<&Backend::sample>(m, "sample", std::array{"out", "logits", "params", "workspace"});
-  def_op<&Backend::advance>(m, "advance", std::array{"tokens", "seq_lens", "remaining", "step", "ring", "sampled", "eos"});
+  def_op<&Backend::filter_logits>(m, "filter_logits", std::array{"logits", "params", "workspace"});
+  def_op<&Backend::edit_logits>(m, "edit_logits", std::array{"logits", "rules", "workspace"});
+  def_op<&Backend::advance>(m, "advance",
+         std::array{"tokens", "seq_lens", "remaining", "step", "history", "ring", "sampled", "eos"});
   def_op<&Backend::copy_pages>(m, "copy_pages", std::array{"cache", "source", "destination"});
 }
 
@@ -108,18 +131,24 @@ void bind_sizes(py::module_& m) {
   m.def("activation_padding", [](const std::string& device) { return backend_of(device).activation_padding(); },
         py::arg("device") = "cpu");
   m.def("input_product_workspace", [](int64_t n, const BoundWeight& w) {
-    return backend_of(w).input_product_workspace(n, w.weight);
+    return backend_of(w).input_product_workspace(at_least_0(n, "num_tokens"), w.weight);
   }, py::arg("num_tokens"), py::arg("w_in"));
   m.def("attention_workspace", [](int64_t num_tokens, int64_t n_head, int64_t head_dim, int64_t max_seq_len, const std::string& device) {
-    return backend_of(device).attention_workspace(num_tokens, n_head, head_dim, max_seq_len);
+    return backend_of(device).attention_workspace(at_least_0(num_tokens, "num_tokens"), at_least_0(n_head, "n_head"),
+                                                  at_least_0(head_dim, "head_dim"),
+                                                  at_least_0(max_seq_len, "max_seq_len"));
   }, py::arg("num_tokens"), py::arg("n_head"), py::arg("head_dim"), py::arg("max_seq_len"), py::arg("device") = "cpu");
   m.def("output_product_workspace", [](int64_t n, const BoundWeight& w) {
-    return backend_of(w).output_product_workspace(n, w.weight);
+    return backend_of(w).output_product_workspace(at_least_0(n, "num_tokens"), w.weight);
   }, py::arg("num_tokens"), py::arg("w_out"));
-  m.def("lm_head_workspace", [](int64_t n, const BoundWeight& w) { return backend_of(w).lm_head_workspace(n, w.weight); },
-        py::arg("num_rows"), py::arg("w_lm"));
+  m.def("lm_head_workspace", [](int64_t n, const BoundWeight& w) {
+    return backend_of(w).lm_head_workspace(at_least_0(n, "num_rows"), w.weight);
+  }, py::arg("num_rows"), py::arg("w_lm"));
   m.def("sample_workspace", [](int64_t num_rows, int64_t vocab_size, const std::string& device) {
-    return backend_of(device).sample_workspace(num_rows, vocab_size);
+    return backend_of(device).sample_workspace(at_least_0(num_rows, "num_rows"), at_least_0(vocab_size, "vocab_size"));
+  }, py::arg("num_rows"), py::arg("vocab_size"), py::arg("device") = "cpu");
+  m.def("edit_logits_workspace", [](int64_t num_rows, int64_t vocab_size, const std::string& device) {
+    return backend_of(device).edit_logits_workspace(at_least_0(num_rows, "num_rows"), at_least_0(vocab_size, "vocab_size"));
   }, py::arg("num_rows"), py::arg("vocab_size"), py::arg("device") = "cpu");
 }
 

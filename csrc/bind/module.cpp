@@ -9,6 +9,7 @@
 #endif
 #include "../philox.h"
 #include "define.h"
+#include "stops.h"
 
 namespace codegen_fast::bind {
 namespace {
@@ -76,4 +77,5 @@ PYBIND11_MODULE(_C, m) {
   bind::define(m, {&bind::kCpuBackend, nullptr});
 #endif
   bind::bind_machine(m);
+  bind::bind_stops(m);
 }

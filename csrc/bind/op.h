@@ -47,6 +47,8 @@ template <> struct Argument<Norm> : BoundArgument<Norm, BoundNorm, &BoundNorm::n
 template <> struct Argument<Batch> : BoundArgument<Batch, BoundBatch, &BoundBatch::batch> {};
 template <>
 struct Argument<SamplingParams> : BoundArgument<SamplingParams, BoundSamplingParams, &BoundSamplingParams::params> {};
+template <>
+struct Argument<LogitsRules> : BoundArgument<LogitsRules, BoundLogitsRules, &BoundLogitsRules::rules> {};
 template <> struct Argument<HostRing> : BoundArgument<HostRing, BoundHostRing, &BoundHostRing::ring> {};
 
 template <class T>

@@ -7,6 +7,22 @@
 #include "backend.h"
 
 namespace codegen_fast::bind {
+namespace {
+
+// Keeps an operand and its view. optional: None is a view of no elements.
+void take(std::vector<py::object>& kept, TensorView& to, py::object& from, const char* name, bool optional = false) {
+  if (optional && from.is_none()) {
+    to = {};
+    to.name = name;
+    to.ndim = 1;
+    to.strides[0] = 1;
+    return;
+  }
+  to = view(from, name);
+  kept.push_back(std::move(from));
+}
+
+}  // namespace
 
 PackedWeight weight_shape(const std::string& kind, const std::vector<int64_t>& sections,
                           const std::vector<int64_t>& segments) {
@@ -51,26 +67,59 @@ BoundNorm::BoundNorm(py::object w, py::object b, double eps) : weight(std::move(
 }
 
 BoundBatch::BoundBatch(py::object query_start, py::object seq_lens, py::object page_table, int64_t num_tokens,
-                       int64_t max_seq_len)
-    : kept{std::move(query_start), std::move(seq_lens), std::move(page_table)} {
-  batch.query_start = view(kept[0], "query_start");
-  batch.seq_lens = view(kept[1], "seq_lens");
-  batch.page_table = view(kept[2], "page_table");
+                       int64_t max_seq_len) {
+  take(kept, batch.query_start, query_start, "query_start");
+  take(kept, batch.seq_lens, seq_lens, "seq_lens");
+  take(kept, batch.page_table, page_table, "page_table");
   if (batch.seq_lens.ndim != 1) throw ValueError("seq_lens: expected one dimension, got shape " + shape_string(batch.seq_lens));
   batch.num_tokens = num_tokens;
   batch.max_seq_len = max_seq_len;
 }
 
 BoundSamplingParams::BoundSamplingParams(py::object temperature, py::object top_k, py::object top_p, py::object seed,
-                                         py::object sample_index, py::object position)
-    : kept{std::move(temperature), std::move(top_k),        std::move(top_p),
-           std::move(seed),        std::move(sample_index), std::move(position)} {
-  params.temperature = view(kept[0], "temperature");
-  params.top_k = view(kept[1], "top_k");
-  params.top_p = view(kept[2], "top_p");
-  params.seed = view(kept[3], "seed");
-  params.sample_index = view(kept[4], "sample_index");
-  params.position = view(kept[5], "position");
+                                         py::object sample_index, py::object position, py::object min_p,
+                                         py::object typical_p, py::object epsilon_cutoff, py::object eta_cutoff,
+                                         int64_t min_tokens_to_keep) {
+  take(kept, params.temperature, temperature, "temperature");
+  take(kept, params.top_k, top_k, "top_k");
+  take(kept, params.top_p, top_p, "top_p");
+  take(kept, params.seed, seed, "seed");
+  take(kept, params.sample_index, sample_index, "sample_index");
+  take(kept, params.position, position, "position");
+  take(kept, params.min_p, min_p, "min_p", true);
+  take(kept, params.typical_p, typical_p, "typical_p", true);
+  take(kept, params.epsilon_cutoff, epsilon_cutoff, "epsilon_cutoff", true);
+  take(kept, params.eta_cutoff, eta_cutoff, "eta_cutoff", true);
+  params.min_tokens_to_keep = min_tokens_to_keep;
+}
+
+BoundLogitsRules::BoundLogitsRules(py::object history, py::object history_row, py::object history_len,
+                                   py::object prompt_len, py::object bias_tokens, py::object bias_starts,
+                                   py::object biases, double repetition_penalty, int64_t no_repeat_ngram_size,
+                                   py::object banned_tokens, py::object banned_starts, py::object eos,
+                                   int64_t min_new_tokens, py::object forced_eos, int64_t forced_eos_after,
+                                   bool remove_invalid_values, int64_t decay_start, double decay_factor,
+                                   py::object suppressed, py::object suppressed_at_begin) {
+  take(kept, rules.history, history, "history");
+  take(kept, rules.history_row, history_row, "history_row");
+  take(kept, rules.history_len, history_len, "history_len");
+  take(kept, rules.prompt_len, prompt_len, "prompt_len");
+  take(kept, rules.bias_tokens, bias_tokens, "bias_tokens", true);
+  take(kept, rules.bias_starts, bias_starts, "bias_starts", true);
+  take(kept, rules.biases, biases, "biases", true);
+  rules.repetition_penalty = static_cast<float>(repetition_penalty);
+  rules.no_repeat_ngram_size = no_repeat_ngram_size;
+  take(kept, rules.banned_tokens, banned_tokens, "banned_tokens", true);
+  take(kept, rules.banned_starts, banned_starts, "banned_starts", true);
+  take(kept, rules.eos, eos, "eos", true);
+  rules.min_new_tokens = min_new_tokens;
+  take(kept, rules.forced_eos, forced_eos, "forced_eos", true);
+  rules.forced_eos_after = forced_eos_after;
+  rules.remove_invalid_values = remove_invalid_values;
+  rules.decay_start = decay_start;
+  rules.decay_factor = decay_factor;
+  take(kept, rules.suppressed, suppressed, "suppressed", true);
+  take(kept, rules.suppressed_at_begin, suppressed_at_begin, "suppressed_at_begin", true);
 }
 
 BoundHostRing::BoundHostRing(py::object slots) : kept(std::move(slots)) { ring.slots = view(kept, "slots"); }

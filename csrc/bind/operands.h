@@ -2,7 +2,6 @@
 // a call with a dozen tensors costs a few conversions.
 #pragma once
 
-#include <array>
 #include <string>
 #include <vector>
 
@@ -29,7 +28,7 @@ struct BoundNorm {
 
 struct BoundBatch {
   Batch batch;
-  std::array<py::object, 3> kept;
+  std::vector<py::object> kept;
 
   BoundBatch(py::object query_start, py::object seq_lens, py::object page_table, int64_t num_tokens,
              int64_t max_seq_len);
@@ -37,10 +36,25 @@ struct BoundBatch {
 
 struct BoundSamplingParams {
   SamplingParams params;
-  std::array<py::object, 6> kept;
+  std::vector<py::object> kept;
 
+  // None for a filter: it is left out.
   BoundSamplingParams(py::object temperature, py::object top_k, py::object top_p, py::object seed,
-                      py::object sample_index, py::object position);
+                      py::object sample_index, py::object position, py::object min_p, py::object typical_p,
+                      py::object epsilon_cutoff, py::object eta_cutoff, int64_t min_tokens_to_keep);
+};
+
+struct BoundLogitsRules {
+  LogitsRules rules;
+  std::vector<py::object> kept;
+
+  // None for a list: it is empty.
+  BoundLogitsRules(py::object history, py::object history_row, py::object history_len, py::object prompt_len,
+                   py::object bias_tokens, py::object bias_starts, py::object biases, double repetition_penalty,
+                   int64_t no_repeat_ngram_size, py::object banned_tokens, py::object banned_starts, py::object eos,
+                   int64_t min_new_tokens, py::object forced_eos, int64_t forced_eos_after,
+                   bool remove_invalid_values, int64_t decay_start, double decay_factor, py::object suppressed,
+                   py::object suppressed_at_begin);
 };
 
 struct BoundHostRing {

@@ -1,15 +1,16 @@
 // The end of a decode step: every row takes its token.
 #include <algorithm>
 #include <atomic>
+#include <limits>
 
 #include "../checks.h"
 
 namespace codegen_fast::cpu {
 
-void advance(TensorView& tokens, TensorView& seq_lens, TensorView& remaining, TensorView& step, HostRing& ring,
-             const TensorView& sampled, const TensorView& eos) {
+void advance(TensorView& tokens, TensorView& seq_lens, TensorView& remaining, TensorView& step, TensorView& history,
+             HostRing& ring, const TensorView& sampled, const TensorView& eos) {
   // check
-  check_advance(tokens, seq_lens, remaining, step, ring, sampled, eos);
+  check_advance(tokens, seq_lens, remaining, step, history, ring, sampled, eos);
   check_device(ring.slots, sampled.device);
   if (*step.as<int64_t>() < 0) throw ValueError("step: expected at least 0, got " + std::to_string(*step.as<int64_t>()));
 
@@ -25,11 +26,15 @@ void advance(TensorView& tokens, TensorView& seq_lens, TensorView& remaining, Te
     }
     const int64_t token = sampled.as<int64_t>()[b];
     tokens.as<int64_t>()[b] = slot[1 + b] = token;
-    const bool last = --remaining.as<int32_t>()[b] == 0;
+    if (length < history.shape[1])
+      history.as<int32_t>()[b * history.strides[0] + length] = static_cast<int32_t>(token);
+    int32_t& left = remaining.as<int32_t>()[b];
+    left = static_cast<int32_t>(static_cast<uint32_t>(left) - 1u);
+    const bool last = left == 0 || length == std::numeric_limits<int32_t>::max();
     const bool ended = token < 0 || std::find(first_eos, first_eos + eos.numel(), token) != first_eos + eos.numel();
     length = last || ended ? 0 : length + 1;
   }
-  ++count;
+  count = static_cast<int64_t>(static_cast<uint64_t>(count) + 1u);
   std::atomic_ref<int64_t>(slot[0]).store(count, std::memory_order_release);
 }
 

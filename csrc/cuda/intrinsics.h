@@ -291,3 +291,10 @@ CODEGEN_FAST_DEVICE void dependency_launch() {
 }  // namespace codegen_fast::cuda
 
 #endif  // CODEGEN_FAST_EMULATED
+
+namespace codegen_fast::cuda {
+
+constexpr float kLargestFloat = 3.402823466e38f;
+CODEGEN_FAST_DEVICE float minus_infinity() { return bits_to_float(0xff800000u); }
+
+}  // namespace codegen_fast::cuda

@@ -96,7 +96,15 @@ void add_argument(Regions& r, KVCache& c) { add(r, c.pages, true); }
 void add_argument(Regions& r, const KVCache& c) { add(r, c.pages, false, true); }
 void add_argument(Regions& r, HostRing& ring) { add(r, ring.slots, true); }
 void add_argument(Regions& r, const SamplingParams& p) {
-  for (const TensorView* t : {&p.temperature, &p.top_k, &p.top_p, &p.seed, &p.sample_index, &p.position})
+  for (const TensorView* t : {&p.temperature, &p.top_k, &p.top_p, &p.seed, &p.sample_index, &p.position, &p.min_p,
+                              &p.typical_p, &p.epsilon_cutoff, &p.eta_cutoff})
+    add(r, *t, false);
+}
+void add_argument(Regions& r, const LogitsRules& rules) {
+  for (const TensorView* t : {&rules.history, &rules.history_row, &rules.history_len, &rules.prompt_len,
+                              &rules.bias_tokens, &rules.bias_starts, &rules.biases, &rules.banned_tokens,
+                              &rules.banned_starts, &rules.eos, &rules.forced_eos, &rules.suppressed,
+                              &rules.suppressed_at_begin})
     add(r, *t, false);
 }
 void add_argument(Regions&, int64_t) {}

@@ -50,7 +50,7 @@ ROLES: tuple[Role, ...] = (
     # Once a step or less, beside which the products take all the time.
     Role("row kernel", r"(embed|layer_norm)_kernel<", hot=False, uses=ROWS),
     Role("page copy", r"copy_pages_kernel", hot=False, uses=ROWS),
-    Role("end of a step", r"(sample|advance)_rows", hot=False),
+    Role("end of a step", r"(sample|filter|edit|advance)_rows", hot=False),
     # While a model is loaded or saved.
     Role("packing kernel", r"(pack|unpack|dequantize)_kernel<", hot=False, uses=ROWS),
     Role("quantising kernel", r"(quantize_kernel<|pack_quantized_kernel|unpack_quantized_kernel)", hot=False),

@@ -20,6 +20,8 @@ const Kernels& CODEGEN_FAST_JOIN(kernels_, CODEGEN_FAST_ISA)() {
       .bias_gelu = bias_gelu,
       .rotate = rotate,
       .exponentials = exponentials,
+      .argmax = argmax,
+      .keep_from = keep_from,
       .read = read,
       .to_f32 = to_f32,
       .from_f32 = from_f32,

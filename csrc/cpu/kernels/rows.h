@@ -86,6 +86,53 @@ static void exponentials(float* out, const float* z, int64_t n) {
   for (; i < n; ++i) out[i] = exp(set1(z[i]))[0];
 }
 
+static int64_t argmax(const float* x, int64_t n) {
+  vreg largest[4] = {set1(x[0]), set1(x[0]), set1(x[0]), set1(x[0])};
+  ireg numbers[4] = {ireg{} - 1, ireg{} - 1, ireg{} - 1, ireg{} - 1};
+  int64_t i = 0;
+  for (; i + 4 * kWidth <= n; i += 4 * kWidth)
+    for (int j = 0; j < 4; ++j) {
+      const vreg v = load(x + i + j * kWidth);
+      largest[j] = max(v, largest[j]);
+      numbers[j] &= v == v;
+    }
+  float best = max_lanes(max(max(largest[0], largest[1]), max(largest[2], largest[3])));
+  bool no_nan = lane_mask((numbers[0] & numbers[1]) & (numbers[2] & numbers[3])) == (1u << kWidth) - 1;
+  for (; i < n; ++i) {
+    best = x[i] > best ? x[i] : best;
+    no_nan = no_nan && x[i] == x[i];
+  }
+  if (!no_nan) return -1;
+  for (i = 0; i + kWidth <= n && lane_mask(load(x + i) == best) == 0;) i += kWidth;
+  while (x[i] != best) ++i;
+  return i;
+}
+
+static int64_t keep_from(int32_t* ids, float* z, float* p, const float* of, float bound, int64_t n) {
+  int64_t kept = 0, i = 0;
+  auto keep = [&](int64_t from) {
+    ids[kept] = ids[from];
+    z[kept] = z[from];
+    p[kept++] = p[from];
+  };
+  for (; i + kWidth <= n; i += kWidth) {
+    uint32_t mask = lane_mask(load(of + i) >= bound);
+    if (mask == (1u << kWidth) - 1) {
+      const vint id = *reinterpret_cast<const vint*>(ids + i);
+      const vreg of_z = load(z + i), of_p = load(p + i);
+      *reinterpret_cast<vint*>(ids + kept) = id;
+      store(z + kept, of_z);
+      store(p + kept, of_p);
+      kept += kWidth;
+      continue;
+    }
+    for (; mask != 0; mask &= mask - 1) keep(i + __builtin_ctz(mask));
+  }
+  for (; i < n; ++i)
+    if (of[i] >= bound) keep(i);
+  return kept;
+}
+
 static float read(const float* x, int64_t n) {
   vreg sums[8] = {};
   for (int64_t i = 0; i < n; i += 8 * kWidth) {

@@ -35,6 +35,11 @@ struct Kernels {
   void (*rotate)(float* x, const float* cosines, const float* sines, int64_t n);
   // out[i] = exp(z[i])
   void (*exponentials)(float* out, const float* z, int64_t n);
+  // index of the first of the largest of x[n], n at least 1; -1 if any is NaN
+  int64_t (*argmax)(const float* x, int64_t n);
+  // The elements of ids, z and p, n each, where of[i] >= bound, moved to their beginnings in order; how many they are.
+  // `of` may be z or p.
+  int64_t (*keep_from)(int32_t* ids, float* z, float* p, const float* of, float bound, int64_t n);
   // sum of x[n], n a multiple of 256: nothing but reading, as fast as memory gives
   float (*read)(const float* x, int64_t n);
   // type conversion, round to nearest even; by DType f32, f16, bf16
