@@ -20,7 +20,7 @@ import torch
 
 import codegen_fast
 from bench.clock import Timing
-from bench.decode import commit
+from bench.cpu.results import commit
 from codegen_fast import machine, ops
 from codegen_fast.demo import demo_model_path
 
@@ -79,7 +79,7 @@ def main() -> None:
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
-    quantization = "int8" if args.kind == "int8" else None
+    quantization = None if args.kind in ops.FLOAT_KINDS else args.kind
     dtype = torch.float16 if quantization else getattr(torch, args.kind)
     model = codegen_fast.AutoModelForCausalLM.from_pretrained(args.checkpoint, dtype=dtype, quantization=quantization)
     tokenizer = codegen_fast.AutoTokenizer.from_pretrained(args.tokenizer)

@@ -127,6 +127,15 @@ def lm_heads(dims: cases.Dims, kinds, phases, token_counts) -> Iterator[Job]:
                 yield Job("lm_head", kind, phase, tokens, "", weights[0].nbytes, calls)
 
 
+def lm_head_calls(kind: str, columns: int, rows: int, *, at_least: int) -> tuple[list[Callable[[], object]], int]:
+    """Products of one row that read a weight each, ``at_least`` so many bytes together; and the bytes of one."""
+    nbytes = ops.packed_weight_nbytes(kind, (rows,), (columns,))
+    weights = [random_weight(kind, (rows,), (columns,)) for _ in range(-(-at_least // nbytes))]
+    x, row, logits = torch.randn(1, columns), torch.zeros(1, dtype=torch.int32), torch.empty(1, rows)
+    norm, bias, scratch = new_norm(columns), torch.zeros(rows), new_scratch(ops.lm_head_workspace(1, weights[0]))
+    return [partial(ops.lm_head, logits, x, row, norm, w, bias, True, scratch) for w in weights], nbytes
+
+
 def attentions(dims: cases.Dims, kinds, phases, token_counts) -> Iterator[Job]:
     """The cache in the types of ``kinds`` that a cache can have."""
     d = dims.n_embd
@@ -195,7 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", choices=models, default=["350M"])
     parser.add_argument("--op", nargs="+", choices=OPS, default=list(OPS))
-    parser.add_argument("--kind", nargs="+", choices=cases.WEIGHT_KINDS, default=list(cases.WEIGHT_KINDS))
+    parser.add_argument("--kind", nargs="+", choices=ops.WEIGHT_KINDS, default=list(cases.WEIGHT_KINDS))
     parser.add_argument("--phase", nargs="+", choices=cases.PHASES, default=list(cases.PHASES))
     parser.add_argument("--tokens", nargs="+", type=int, default=[t for t in cases.TOKENS if t])
     parser.add_argument("--threads", type=int, help="default: torch's")

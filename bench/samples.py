@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 import codegen_fast
-from bench.decode import commit
+from bench.cpu.results import commit
 from codegen_fast import machine, ops
 from codegen_fast.sampling import mix_seed
 
@@ -61,7 +61,7 @@ def run_way(args: argparse.Namespace) -> dict:
     """One way, in this process."""
     torch.set_num_threads(args.threads)
     warnings.simplefilter("ignore")
-    quantization = "int8" if args.kind == "int8" else None
+    quantization = None if args.kind in ops.FLOAT_KINDS else args.kind
     dtype = torch.float16 if quantization else getattr(torch, args.kind)
     model = codegen_fast.AutoModelForCausalLM.from_pretrained(args.checkpoint, dtype=dtype, quantization=quantization)
     generator = torch.Generator().manual_seed(0)

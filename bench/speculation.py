@@ -34,7 +34,7 @@ import torch
 
 import codegen_fast
 from bench.clock import Timing, measure
-from bench.decode import commit
+from bench.cpu.results import commit
 from codegen_fast import machine, ops
 from codegen_fast.demo import demo_model_path
 from codegen_fast.generation.speculation import Report, Speculation, SpeculativeBatch
@@ -59,7 +59,7 @@ EDITS = {
 
 
 def load(folder: str | Path, kind: str):
-    quantization = "int8" if kind == "int8" else None
+    quantization = None if kind in ops.FLOAT_KINDS else kind
     dtype = torch.float16 if quantization else getattr(torch, kind)
     load = codegen_fast.AutoModelForCausalLM.from_pretrained
     return load(folder, dtype=dtype, quantization=quantization, device="cpu")._decoder

@@ -2,14 +2,24 @@
 
 set(CODEGEN_FAST_ISA_NAMES portable)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
-  list(APPEND CODEGEN_FAST_ISA_NAMES avx2)
+  list(APPEND CODEGEN_FAST_ISA_NAMES avx2 avx2_vnni avx512)
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
+  list(APPEND CODEGEN_FAST_ISA_NAMES neon neon_dotprod)
 endif()
 set(CODEGEN_FAST_ISA_FLAGS_portable "")
 set(CODEGEN_FAST_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c)
+set(CODEGEN_FAST_ISA_FLAGS_avx2_vnni ${CODEGEN_FAST_ISA_FLAGS_avx2} -mavxvnni)
+set(CODEGEN_FAST_ISA_FLAGS_avx512 ${CODEGEN_FAST_ISA_FLAGS_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni
+    $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)  # GCC 12: _mm512_undefined_* in its own headers
+# NEON itself belongs to every aarch64: the name tells the two builds without dot products apart.
+set(CODEGEN_FAST_ISA_FLAGS_neon -DCODEGEN_FAST_NEON)
+set(CODEGEN_FAST_ISA_FLAGS_neon_dotprod -DCODEGEN_FAST_NEON -march=armv8.2-a+dotprod)
+
+set(CODEGEN_FAST_KERNELS ${CMAKE_CURRENT_LIST_DIR}/../csrc/cpu/kernels/kernels.cpp)
 
 function(codegen_fast_add_isas target)
   foreach(isa IN LISTS CODEGEN_FAST_ISA_NAMES)
-    add_library(kernels_${isa} OBJECT csrc/cpu/kernels/kernels.cpp)
+    add_library(kernels_${isa} OBJECT ${CODEGEN_FAST_KERNELS})
     target_compile_options(kernels_${isa} PRIVATE -O3 ${CODEGEN_FAST_ISA_FLAGS_${isa}})
     target_compile_definitions(kernels_${isa} PRIVATE CODEGEN_FAST_ISA=${isa})
     target_link_libraries(${target} PRIVATE kernels_${isa})

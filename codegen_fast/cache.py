@@ -154,9 +154,9 @@ class PagedCache:
         self._owners += [0] * (new - old)
 
 
-def _new_storage(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def _new_storage(shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     try:
-        return torch.empty(shape, dtype=dtype, device=device)
+        return ops.new_pages(shape, dtype, device)
     except torch.OutOfMemoryError as error:
         raise OSError(
             f"a key/value cache of {gigabytes(math.prod(shape) * dtype.itemsize)} does not fit the memory of {device}: "

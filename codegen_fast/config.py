@@ -15,10 +15,10 @@ from typing import Any, Mapping
 
 import torch
 
+from .quantization import from_config
+
 MODEL_TYPES = ("codegen", "gptj")
 WEIGHT_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# What save_checkpoint() writes beside int8 weights, and the loader takes back.
-INT8_QUANTIZATION_CONFIG = {"quant_method": "codegen_fast", "weights": "int8"}
 
 _ALIASES = {
     "hidden_size": "n_embd",
@@ -111,8 +111,8 @@ class CodeGenConfig:
 
     @property
     def quantization(self) -> str | None:
-        """How the checkpoint's own weights are stored: None, or "int8" as save_pretrained() writes it."""
-        return None if self.extra.get("quantization_config") is None else "int8"
+        """How the checkpoint's own weights are stored: None, or the quantisation that save_pretrained() wrote."""
+        return from_config(self.extra.get("quantization_config"))
 
     def get_text_config(self, *_: Any, **__: Any) -> CodeGenConfig:
         """Itself: transformers' pipelines ask for the part of a configuration that is about text."""
@@ -222,10 +222,7 @@ def _check(config: CodeGenConfig) -> None:
         if not isinstance(getattr(config, name), bool):
             raise ValueError(f"{name} is {getattr(config, name)!r}; expected true or false")
     _check_token_ids(config)
-    quantization = config.extra.get("quantization_config")
-    if quantization is not None and quantization != INT8_QUANTIZATION_CONFIG:
-        raise ValueError(f"quantization_config is {quantization!r}; of quantised checkpoints only this package's own "
-                         f"are read, {INT8_QUANTIZATION_CONFIG!r}")
+    from_config(config.extra.get("quantization_config"))
 
 
 def _check_token_ids(config: CodeGenConfig) -> None:

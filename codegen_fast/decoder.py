@@ -23,6 +23,7 @@ from .weights.decoder_weights import DecoderWeights
 PREFILL_CHUNK = 512
 # The same on CUDA, where a chunk must keep thousands of tensor cores busy (16B: about 160 MB).
 CUDA_PREFILL_CHUNK = 2048
+_ROW_PADDING = 16  # elements
 
 
 @dataclass
@@ -42,7 +43,10 @@ class Scratch:
         d, layer = config.n_embd, decoder.weights.layers[0]
         self.x = torch.empty(tokens, d, dtype=decoder.act_dtype, device=device)
         self.q = torch.empty(tokens, d, dtype=decoder.act_dtype, device=device)
-        self.act = torch.empty(tokens, d + config.inner, dtype=decoder.act_dtype, device=device)
+        # Rows that a product reads side by side must not lie a multiple of 4096 bytes apart (csrc/cpu/product.h).
+        width = d + config.inner
+        padded = width + (0 if decoder.backend == "cuda" else _ROW_PADDING)
+        self.act = torch.empty(tokens, padded, dtype=decoder.act_dtype, device=device)[:, :width]
         workspace = max(
             ops.input_product_workspace(tokens, layer.w_in),
             ops.attention_workspace(tokens, config.n_head, config.head_dim, max_seq_len, device.type),

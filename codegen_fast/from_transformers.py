@@ -6,9 +6,10 @@ from typing import Any
 from .config import CodeGenConfig
 from .decoder import Decoder
 from .generation import GenerationConfig
-from .loading import choose_model_dtype, parse_device, parse_dtype, require_quantization
+from .loading import choose_model_dtype, parse_device, parse_dtype
 from .memory import named_where_full
 from .model import CodeGenForCausalLM
+from .quantization import parse_quantization
 from .weights import StateDictSource, load_weights
 
 _CLASSES = ("CodeGenForCausalLM", "GPTJForCausalLM")
@@ -19,11 +20,11 @@ def accelerate(hf_model: Any, quantization: str | None = None) -> CodeGenForCaus
 
     A float32 model on a GPU becomes float16, with a UserWarning.
 
-    The weights are copied: `hf_model` stays usable, and later changes of it are not seen. quantization: None or
-    "int8". Its generation_config is taken over.
+    The weights are copied: `hf_model` stays usable, and later changes of it are not seen. quantization: as of
+    from_pretrained. Its generation_config is taken over.
     Raises TypeError for any other object, ValueError for weights that cannot be taken (NaN, another dtype).
     """
-    require_quantization(quantization)
+    quantization = parse_quantization(quantization)
     if isinstance(hf_model, CodeGenForCausalLM):
         raise TypeError("accelerate() got a model of codegen_fast, which is fast already")
     if not any(base.__name__ in _CLASSES for base in type(hf_model).__mro__):

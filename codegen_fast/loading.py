@@ -11,15 +11,14 @@ from .generation.knobs import nearest
 
 DTYPES = {"float32": torch.float32, "float": torch.float32, "float16": torch.float16, "half": torch.float16,
           "bfloat16": torch.bfloat16}
-QUANTIZATIONS = (None, "int8")
 
 # Taken as transformers takes them, without effect here: there is one way to load, and one attention.
 _NO_EFFECT = ("low_cpu_mem_usage", "trust_remote_code", "attn_implementation", "offload_folder",
               "offload_state_dict", "use_auth_token", "resume_download", "weights_only")
 _REFUSED = {
     "load_in_8bit": "use quantization='int8'",
-    "load_in_4bit": "use quantization='int8'",
-    "quantization_config": "use quantization='int8'",
+    "load_in_4bit": "use quantization='int4'",
+    "quantization_config": "use quantization='int8' or 'int4'",
     "max_memory": "the model lies on one device; choose it with device=",
     "config": "the checkpoint's own config.json is used",
     "state_dict": "use codegen_fast.accelerate(hf_model) for weights in memory",
@@ -85,11 +84,6 @@ def choose_dtype(dtype: Any, torch_dtype: Any) -> torch.dtype | None:
     if new is not None and old is not None and new != old:
         raise ValueError(f"dtype={dtype!r} and torch_dtype={torch_dtype!r} differ: pass one of them")
     return new if new is not None else old
-
-
-def require_quantization(quantization: Any) -> None:
-    if quantization not in QUANTIZATIONS:
-        raise ValueError(f"quantization={quantization!r} is not allowed: expected None or 'int8'")
 
 
 def choose_device(device: Any, device_map: Any) -> torch.device:

@@ -11,18 +11,20 @@ import torch
 
 from . import ops
 from .config import WEIGHT_DTYPES, CodeGenConfig
+from .quantization import packed_kinds
 
 
 def packed_kind(dtype: torch.dtype, quantization: str | None) -> str:
-    """The stored type of the products' weights: "int8", or the name of `dtype`."""
-    return quantization or str(dtype).removeprefix("torch.")
+    """The stored type of the layers' weights: the quantisation, or the name of `dtype`."""
+    return packed_kinds(dtype, quantization)["w_in"]
 
 
 def model_bytes(config: CodeGenConfig, dtype: torch.dtype, quantization: str | None = None,
                 device: torch.device | str = "cpu") -> int:
     """Bytes of the loaded weights: packed products, embedding in `dtype`, norms and biases in float32."""
-    kind = packed_kind(dtype, quantization)
-    packed = {name: ops.packed_weight_nbytes(kind, *shape, device) for name, shape in config.packed_shapes().items()}
+    kinds = packed_kinds(dtype, quantization)
+    packed = {name: ops.packed_weight_nbytes(kinds[name], *shape, device)
+              for name, shape in config.packed_shapes().items()}
     d = config.n_embd
     vectors = config.n_layer * (2 * d + config.inner + d) + 2 * d + config.vocab_size
     embedding = config.vocab_size * d * dtype.itemsize
@@ -72,7 +74,8 @@ def check_fits(config: CodeGenConfig, dtype: torch.dtype, quantization: str | No
         if quantization is None and other.itemsize < dtype.itemsize:
             smaller.append((f"dtype='{name}'", model_bytes(config, other, None, device) + scratch))
     if quantization is None:
-        smaller.append(("quantization='int8'", model_bytes(config, dtype, "int8", device) + scratch))
+        for name in ("int8",) if device.type == "cuda" else ("int8", "int4"):
+            smaller.append((f"quantization='{name}'", model_bytes(config, dtype, name, device) + scratch))
     fitting = [f"{how} needs {gigabytes(n)}" for how, n in smaller if n <= available]
     kind = packed_kind(dtype, quantization)
     memory, advice = "memory", "; ".join(fitting)

@@ -21,9 +21,10 @@ from .generation.streaming import TokenStream
 from .generation.transitions import compute_transition_scores
 from .generation.text import Piece, pieces, pieces_async
 from .loading import (choose_device, choose_dtype, choose_model_dtype, choose_token, parse_device, parse_dtype,
-                      parse_size, require_known_arguments, require_quantization)
+                      parse_size, require_known_arguments)
 from .memory import named_where_full, parameter_count
 from .outputs import CausalLMOutput, GenerateOutput
+from .quantization import parse_quantization, require_backend
 from .scoring import BATCH_TOKENS, Perplexity, Score, embed, perplexity, score
 from .session import Session
 from .tokenizer import CodeGenTokenizer
@@ -68,7 +69,8 @@ class CodeGenForCausalLM:
         dtype: torch.float32, float16 or bfloat16 or its name; "auto" keeps the checkpoint's. On a GPU float32 is not
         supported, and a float32 checkpoint is loaded as float16 with a UserWarning.
         device: "auto" is a GPU where one can be used, else the CPU; "cuda", "cuda:1" or a number is that GPU.
-        quantization: None or "int8".
+        quantization: None, "int8", or on the CPU "int4": codes of 4 bits with a scale for every 32 columns of a row
+        ("int4-g64" and "int4-g128": for 64 or 128); lm_head is int8 then.
         torch_dtype, device_map, low_cpu_mem_usage, trust_remote_code and attn_implementation are taken as transformers
         takes them.
         Raises OSError where there is no such checkpoint or not enough memory, ValueError where it is not one of CodeGen
@@ -76,9 +78,10 @@ class CodeGenForCausalLM:
         """
         require_known_arguments(others)
         token = choose_token(token, others.get("use_auth_token"))
-        require_quantization(quantization)
+        quantization = parse_quantization(quantization)
         chosen_dtype = choose_dtype(dtype, torch_dtype)
         chosen_device = choose_device(device, device_map)
+        require_backend(quantization, chosen_device)
         folder = resolve(path_or_repo, revision=revision, cache_dir=cache_dir, token=token,
                              local_files_only=local_files_only)
         config = CodeGenConfig.from_folder(folder)
@@ -98,7 +101,7 @@ class CodeGenForCausalLM:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the model: that of its weights, or what an int8 model was quantised from."""
+        """The type of the model: that of its weights, or what a quantised model was quantised from."""
         return self._decoder.dtype
 
     @property
@@ -351,7 +354,7 @@ class CodeGenForCausalLM:
         """Writes config, generation config and weights, as transformers names and lays them out.
 
         max_shard_size: bytes of the largest file, or a text like "5GB" (10^9 bytes each). Only safetensors are written.
-        An int8 model is saved as int8, which only this package loads. Raises OSError where it cannot be written.
+        A quantised model is saved as it is, which only this package loads. Raises OSError where it cannot be written.
         """
         if not safe_serialization:
             raise NotImplementedError("safe_serialization=False would write a pickle: codegen_fast saves safetensors")
@@ -365,7 +368,7 @@ class CodeGenForCausalLM:
            copy: bool = False) -> CodeGenForCausalLM:
         """As torch.nn.Module.to: a device, a dtype, both, or a tensor to follow. Returns the model itself.
 
-        On its device a float model is rounded to the new type in place. Of an int8 model the products stay int8; the
+        On its device a float model is rounded to the new type in place. Of a quantised model the products stay as they are; the
         embedding and the caches to come change their type. A float32 model that moves to a GPU becomes float16, with a
         UserWarning.
         """

@@ -84,7 +84,14 @@ void check_norm(const Norm& norm, int64_t d, Device device) {
 }
 
 void check_quantized(const PackedWeight& w) {
-  if (w.dtype != DType::i8) throw TypeError(std::string("weight: expected int8, got ") + dtype_name(w.dtype));
+  if (w.dtype != DType::i8 && w.dtype != DType::i4)
+    throw TypeError(std::string("weight: expected int8 or int4, got ") + dtype_name(w.dtype));
+}
+
+// The scales of `rows` quantised rows of a segment, as they come and go beside the values.
+void check_scales(const PackedWeight& w, int64_t segment, const TensorView& scales, int64_t rows, Device device) {
+  if (w.dtype == DType::i8) return check_vector(scales, rows, DType::f32, device);
+  check_table(scales, rows, (w.segment_cols[segment] + w.group_cols - 1) / w.group_cols, DType::f32, device);
 }
 
 // Rows row .. row + n of (section, segment) of w, as the caller's tensor has them.
@@ -162,6 +169,8 @@ void check_packed(const BackendRules& rules, const PackedWeight& w, const char* 
   for (int i = 0; i < w.num_segments; ++i)
     if (w.segment_cols[i] < 1) throw ValueError(n + ": segments must have at least one column");
   rules.check_weight_type(w, name);
+  if (w.dtype == DType::i4 && w.group_cols != 32 && w.group_cols != 64 && w.group_cols != 128)
+    throw ValueError(n + ": int4 has groups of 32, 64 or 128 columns, got " + std::to_string(w.group_cols));
   check_dtype(w.data, {DType::u8});
   check_shape(w.data, {rules.packed_weight_bytes(w)});
   check_contiguous(w.data);
@@ -184,7 +193,7 @@ void check_pack_quantized(const BackendRules& rules, const PackedWeight& w, int6
   check_quantized(w);
   check_dtype(source, {DType::i8});
   check_rows(w, section, row, segment, source);
-  check_vector(scales, source.shape[0], DType::f32, source.device);
+  check_scales(w, segment, scales, source.shape[0], source.device);
 }
 
 void check_unpack(const BackendRules& rules, const TensorView& out, const TensorView& out_scales,
@@ -194,8 +203,9 @@ void check_unpack(const BackendRules& rules, const TensorView& out, const Tensor
   check_output_rows(out);
   check_dtype(out, {DType::f32, DType::f16, DType::bf16, DType::i8});
   if (out.dtype != DType::i8) return;
-  if (w.dtype != DType::i8) throw TypeError(std::string("out: int8 needs an int8 weight, got ") + dtype_name(w.dtype));
-  check_vector(out_scales, out.shape[0], DType::f32, out.device);
+  if (w.dtype != DType::i8 && w.dtype != DType::i4)
+    throw TypeError(std::string("out: int8 needs an int8 or int4 weight, got ") + dtype_name(w.dtype));
+  check_scales(w, segment, out_scales, out.shape[0], out.device);
 }
 
 void check_quantize_activations(const BackendRules& rules, const TensorView& q, const TensorView& scales,
@@ -203,7 +213,7 @@ void check_quantize_activations(const BackendRules& rules, const TensorView& q, 
   const Device device = x.device;
   check_packed(rules, w, "weight", device);
   check_activations(rules, x, -1, w.in_features(), rules.activation_type(x), device);
-  check_quantized(w);
+  if (w.dtype != DType::i8) throw TypeError(std::string("weight: expected int8, got ") + dtype_name(w.dtype));
   const int64_t padding = rules.activation_padding();
   int64_t columns = 0, groups = 0;
   for (int s = 0; s < w.num_segments; ++s) {

@@ -15,8 +15,9 @@
 //   T = tokens of the call (all sequences, one after another), B = sequences of the call
 //
 // Activations between ops ("act" below): float32 on the CPU; float16 or bfloat16 on CUDA, one type for all operands of
-// a call, the cache included, and for weights that are not int8. All sums are float32 or wider (int32 inside int8
-// groups). On CUDA what is stored between ops (and the normalised row, and the attention's weights) is rounded to act.
+// a call, the cache included, and for weights that are not int8. All sums are float32 or wider (int32 inside int8 and
+// int4 groups). On CUDA what is stored between ops (and the normalised row, and the attention's weights) is rounded
+// to act.
 //
 // INVARIANCE. Within a phase an output element's bits follow from the op's shapes, the token's own inputs and
 // its sequence's own length. They never depend on T, on B, on the other sequences, on the number of threads, or
@@ -27,6 +28,10 @@
 // says; sums within a group are exact in int32, groups are scaled and added in their order in float32).
 //   cpu:  w8a8 in both phases, groups of 64 columns.
 //   cuda: decode w8a16; prefill w8a8, a group is a whole segment, so that all of a row's sums stay in int32.
+//
+// INT4. i4 weights exist on the CPU alone, in one mode, w4a8: activations are quantised as for i8 there. Sums are exact
+// in int32 within the columns that share both a weight's scale and an activation's, are multiplied by the product of
+// the two (rounded to float32) and added in their order in float32.
 #pragma once
 
 #include "view.h"
@@ -48,16 +53,23 @@ enum class Phase : uint8_t { prefill, decode };
 //   dtype i8: symmetric, W[row, col] = scale[segment(col), row] * q, q in [-127, 127];
 //             scale = amax / 127 over the row's columns of that segment, q = round_half_even(W * (127 / amax)),
 //             both in float32; a row of zeros has scale 0; where 127 / amax overflows, q is 0.
+//   dtype i4: symmetric in groups of group_cols columns of a segment (the last may be shorter), one scale for each row
+//             of a group: W[row, col] = scale[segment(col), group(col), row] * q, q in [-8, 7], scale a bfloat16.
+//             Let m be the group's value of largest magnitude, the first of equals. Of the scales s = bf16(m * -f/128),
+//             f = 18, 17.5, ... 10.5 in this order, the first with the least e is taken: y = W * (1 / s),
+//             q = min(max(round_half_even(y), -8), 7), e = (s/m)^2 * (the sum of (y - q)^2 over the columns in their
+//             order); every operation is rounded to float32. Where m is 0 or 1 / s overflows, y is 0.
 struct PackedWeight {
   static constexpr int kMaxSections = 4;
   static constexpr int kMaxSegments = 2;
   DType dtype = DType::f32;
+  int64_t group_cols = 0;  // i4 only: 32, 64 or 128
   int num_sections = 1;
   int64_t section_rows[kMaxSections] = {};  // out_features of each section
   int num_segments = 1;
   int64_t segment_cols[kMaxSegments] = {};  // in_features of each segment
   TensorView data;    // (packed_weight_bytes,) u8, 64-byte aligned
-  TensorView scales;  // i8 only: (packed_weight_scales,) f32
+  TensorView scales;  // i8 only: (packed_weight_scales,) f32; the scales of i4 stand in data
 
   int64_t out_features() const { int64_t n = 0; for (int i = 0; i < num_sections; ++i) n += section_rows[i]; return n; }
   int64_t in_features() const { int64_t n = 0; for (int i = 0; i < num_segments; ++i) n += segment_cols[i]; return n; }
@@ -151,7 +163,7 @@ struct LogitsRules {
   int64_t activation_padding();                                                                                       \
                                                                                                                       \
   /* Rows row .. row+n of (section, segment) of w  <-  source (n, segment_cols) f32, f16 or bf16, rows may be         \
-     strided. Values are rounded to nearest even; i8 quantises as PackedWeight says.                                  \
+     strided. Values are rounded to nearest even; i8 and i4 quantise as PackedWeight says.                            \
      status (2,) i32, added to: [0] values of the source that are NaN or infinite, [1] finite values that became      \
      infinite in a narrower type. Every element of every section and segment is written once by the loader;           \
      padding is written by clear_packed. */                                                                           \
@@ -159,11 +171,12 @@ struct LogitsRules {
             TensorView& status);                                                                                      \
   /* Fills w (padding included) with zeros. */                                                                        \
   void clear_packed(PackedWeight& w);                                                                                 \
-  /* i8 only: puts quantised rows back as they were saved: source (n, segment_cols) i8, scales (n,) f32. */           \
+  /* i8 and i4: puts quantised rows back as they were saved: source (n, segment_cols) i8, for i4 in [-8, 7] (the      \
+     caller sees to it); scales f32, (n,) of i8, (n, groups) of i4 and there bfloat16 values (low bits go). */        \
   void pack_quantized(PackedWeight& w, int64_t section, int64_t row, int64_t segment, const TensorView& source,       \
                       const TensorView& scales);                                                                      \
-  /* out (n, segment_cols) f32, f16 or bf16  <-  rows row .. row+n, dequantised; or, for an i8 weight and out i8,     \
-     the quantised values themselves, with out_scales (n,) f32 (an empty view otherwise). */                          \
+  /* out (n, segment_cols) f32, f16 or bf16  <-  rows row .. row+n, dequantised; or, for an i8 or i4 weight and an    \
+     out of i8, the quantised values, with out_scales f32 as pack_quantized takes them (an empty view otherwise). */  \
   void unpack(TensorView& out, TensorView& out_scales, const PackedWeight& w, int64_t section, int64_t row,           \
               int64_t segment);                                                                                       \
                                                                                                                       \

@@ -27,6 +27,7 @@ const char* dtype_name(DType dtype) {
     case DType::u8: return "uint8";
     case DType::i32: return "int32";
     case DType::i64: return "int64";
+    case DType::i4: return "int4";
   }
   return "?";
 }
@@ -40,6 +41,7 @@ int64_t dtype_bytes(DType dtype) {
     case DType::f32:
     case DType::i32: return 4;
     case DType::i64: return 8;
+    case DType::i4: break;  // less than a byte
   }
   return 0;
 }

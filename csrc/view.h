@@ -9,7 +9,8 @@
 
 namespace codegen_fast {
 
-enum class DType : uint8_t { f32, f16, bf16, i8, u8, i32, i64 };
+// i4 is no type of a tensor: only the stored layout of a PackedWeight has it, two elements a byte.
+enum class DType : uint8_t { f32, f16, bf16, i8, u8, i32, i64, i4 };
 
 enum class DeviceType : uint8_t { cpu, cuda };
 

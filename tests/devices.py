@@ -16,7 +16,7 @@ import cases
 import fences
 import pytest
 import torch
-from reference import Arithmetic
+from reference import INT4_GROUPS, Arithmetic
 
 from codegen_fast import ops
 
@@ -83,8 +83,10 @@ class Device:
         return (torch.float32, torch.float16, torch.bfloat16) if self.backend == "cpu" else (act,)
 
     def arithmetic(self, types: Types, phase: str) -> Arithmetic:
-        """How a product is computed (INT8 and act in csrc/ops.h)."""
+        """How a product is computed (INT8, INT4 and act in csrc/ops.h)."""
         if self.backend == "cpu":
+            if types.kind in INT4_GROUPS:
+                return Arithmetic("w4a8", weight_group=INT4_GROUPS[types.kind])
             return Arithmetic("w8a8" if types.kind == "int8" else "exact")
         modes = {"prefill": "w8a8", "decode": "w8a16"}
         return Arithmetic(modes[phase] if types.kind == "int8" else "exact", group=None, act=types.act)

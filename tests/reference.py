@@ -2,10 +2,10 @@
 
 It knows nothing of the kernels, of packing or of pages. Everything is computed in ``dtype`` (float64 unless asked
 otherwise) on the CPU; weights that a kernel holds in a narrower type are rounded to that type first (``rounded``,
-``quantize_rows``), so what is left between a kernel and this file is the order of float32 additions and, where
+``quantize_rows``, ``quantize_int4``), so what is left between a kernel and this file is the order of float32 additions and, where
 activations are narrow, the rounding of what an op returns.
 
-Where codes must match exactly (int8), the arithmetic is the float32 arithmetic that the contract names. Backends
+Where codes must match exactly (int8, int4), the arithmetic is the float32 arithmetic that the contract names. Backends
 differ in how they multiply int8 weights and in what they round: ``Arithmetic`` says it.
 Sequences are a Python list: one tensor a sequence, no padding and no batch.
 
@@ -29,13 +29,15 @@ class Arithmetic:
     mode: exact   the values as they are
           w8a16   W quantised to int8, x as it is
           w8a8    W quantised to int8, x rounded to float32 and quantised in groups of columns
-    group: columns that share one activation scale in w8a8; None: all of a segment
+          w4a8    W quantised to int4 in groups of ``weight_group`` columns, x as in w8a8
+    group: columns that share one activation scale in w8a8 and w4a8; None: all of a segment
     act: the type of activations that a normalised row is rounded to before it is multiplied; None: it is not
     """
 
     mode: str = "exact"
     group: int | None = 64
     act: torch.dtype | None = None
+    weight_group: int = 32
 
 
 EXACT = Arithmetic()
@@ -93,10 +95,12 @@ def rotary(x: Tensor, positions: Tensor, table: Tensor) -> Tensor:
 
 
 def rounded(w: Tensor, kind: str, dtype: torch.dtype = torch.float64) -> Tensor:
-    """w as the type ``kind`` holds it, as dtype. "int8" is one segment; see quantize_rows."""
+    """w as the type ``kind`` holds it, as dtype. "int8" and "int4" are one segment; see quantize_rows, quantize_int4."""
     if kind == "int8":
         codes, scale = quantize_rows(w)
         return codes.to(dtype) * scale.to(dtype)[:, None]
+    if kind.startswith("int4"):
+        return dequantized_int4(w, INT4_GROUPS[kind], dtype)
     return w.to(getattr(torch, kind)).to(dtype)
 
 
@@ -112,6 +116,54 @@ def quantize_rows(w: Tensor) -> tuple[Tensor, Tensor]:
     inverse = torch.where(inverse.isfinite(), inverse, 0.0)
     codes = torch.round(w * inverse[:, None]).to(torch.int8)  # torch.round rounds halves to even
     return codes, amax / torch.tensor(127.0)
+
+
+INT4_GROUPS = {"int4": 32, "int4-g64": 64, "int4-g128": 128}
+
+
+def quantize_int4(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Codes (rows, cols) int8 in [-8, 7] and scales (rows, groups) float32 of one segment's weights.
+
+    A row's groups of ``group`` columns (the last may be shorter) have a scale each, a bfloat16 value: of 16 around the
+    one that takes the value m of largest magnitude (the first of equals) to -8, the first whose squared error is least.
+    Every operation is rounded to float32, and squares are added column by column.
+    """
+    codes, scales = [], []
+    for part in w.to(torch.float32).split(group, dim=1):
+        largest = part.gather(1, first_of_largest(part.abs())[:, None])  # (rows, 1)
+        least = best = best_scale = None
+        for step in range(16):
+            scale = (largest * (-(18 - 0.5 * step) / 128)).to(torch.bfloat16).float()
+            inverse = 1 / scale
+            inverse = torch.where(inverse.isfinite(), inverse, 0.0)
+            y = part * inverse
+            q = torch.round(y).clamp(-8, 7)
+            error = torch.zeros(len(part))
+            for squares in ((y - q) * (y - q)).unbind(1):
+                error = error + squares
+            ratio = (scale / largest)[:, 0]
+            error = ratio * ratio * error
+            if step == 0:
+                least, best, best_scale = error, q, scale
+                continue
+            better = error < least  # never where m is 0: the error is NaN
+            least = torch.where(better, error, least)
+            best = torch.where(better[:, None], q, best)
+            best_scale = torch.where(better[:, None], scale, best_scale)
+        codes.append(best.to(torch.int8))
+        scales.append(best_scale)
+    return torch.cat(codes, dim=1), torch.cat(scales, dim=1)
+
+
+def first_of_largest(values: Tensor) -> Tensor:
+    """(rows,) the first column of each row's largest value."""
+    columns = torch.arange(values.shape[1])
+    return torch.where(values == values.amax(1, keepdim=True), columns, values.shape[1]).amin(1)
+
+
+def dequantized_int4(w: Tensor, group: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    codes, scales = quantize_int4(w, group)
+    return codes.to(dtype) * scales.to(dtype).repeat_interleave(group, 1)[:, : w.shape[1]]
 
 
 def quantize_activations(
@@ -139,15 +191,22 @@ def product(x: Tensor, w: Tensor, how: Arithmetic = EXACT, dtype: torch.dtype = 
     """y (n, rows) = W x for x (n, cols) and one segment W (rows, cols)."""
     if how.mode == "exact":
         return x.to(dtype) @ w.to(dtype).T
+    columns = w.shape[1]
+    if how.mode == "w4a8":
+        return quantized_rows(x, how.group, dtype) @ dequantized_int4(w, how.weight_group, dtype).T
     codes, scale = quantize_rows(w)
     if how.mode == "w8a16":
         return (x.to(dtype) @ codes.to(dtype).T) * scale.to(dtype)
     if how.mode != "w8a8":
-        raise ValueError(f"mode is {how.mode!r}; expected 'exact', 'w8a16' or 'w8a8'")
-    columns = w.shape[1]
-    x_codes, x_scales = quantize_activations(x, (columns,), how.group)
-    x_scales = x_scales.to(dtype).repeat_interleave(how.group or columns, 1)[:, :columns]
-    return ((x_codes[:, :columns].to(dtype) * x_scales) @ codes.to(dtype).T) * scale.to(dtype)
+        raise ValueError(f"mode is {how.mode!r}; expected 'exact', 'w8a16', 'w8a8' or 'w4a8'")
+    return (quantized_rows(x, how.group, dtype) @ codes.to(dtype).T) * scale.to(dtype)
+
+
+def quantized_rows(x: Tensor, group: int | None, dtype: torch.dtype) -> Tensor:
+    """x (n, cols) as the integer products take it: quantised in groups of columns, and multiplied out again."""
+    columns = x.shape[1]
+    codes, scales = quantize_activations(x, (columns,), group)
+    return codes[:, :columns].to(dtype) * scales.to(dtype).repeat_interleave(group or columns, 1)[:, :columns]
 
 
 def normalised(x: Tensor, norm: tuple[Tensor, Tensor, float], how: Arithmetic, dtype: torch.dtype) -> Tensor:

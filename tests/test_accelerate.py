@@ -55,13 +55,14 @@ def test_it_takes_the_generation_config():
     assert ours.generation_config.pad_token_id == 7
 
 
-def test_int8(tmp_path):
+@pytest.mark.parametrize("quantization", ["int8", "int4", "int4-g128"])
+def test_quantised(tmp_path, quantization):
     theirs = make_model(seed=2)
-    ours = accelerate(theirs, quantization="int8")
-    assert ours.quantization == "int8" and ours.memory_footprint() < accelerate(theirs).memory_footprint()
+    ours = accelerate(theirs, quantization=quantization)
+    assert ours.quantization == quantization and ours.memory_footprint() < accelerate(theirs).memory_footprint()
     ours.save_pretrained(tmp_path)
     again = codegen_fast.AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert again.quantization == "int8" and torch.equal(greedy(again), greedy(ours))
+    assert again.quantization == quantization and torch.equal(greedy(again), greedy(ours))
 
 
 def quantised():
@@ -100,5 +101,5 @@ def test_what_it_refuses(make, kind, words):
 
 
 def test_an_unknown_quantization():
-    with pytest.raises(ValueError, match="quantization='int4' is not allowed: expected None or 'int8'"):
-        accelerate(make_model(seed=2), quantization="int4")
+    with pytest.raises(ValueError, match="quantization='int3' is not allowed: expected None or 'int8', 'int4', 'int4-g64' or"):
+        accelerate(make_model(seed=2), quantization="int3")

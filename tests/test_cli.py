@@ -20,6 +20,7 @@ import codegen_fast
 from checkpoints import make_checkpoint
 from codegen_fast import AutoModelForCausalLM, AutoTokenizer, truncate
 from codegen_fast.cli import arguments, generate, main
+from codegen_fast.quantization import QUANTIZATIONS
 from tokenizers_small import END_OF_TEXT, build_backend, write_tokenizer
 
 EOS = build_backend().token_to_id(END_OF_TEXT)
@@ -239,6 +240,14 @@ def test_dtype_quantization_and_threads_reach_the_model(capsys, quick, folder, m
     assert (seen[0].dtype, seen[0].quantization, seen[0].device.type) == (torch.bfloat16, "int8", "cpu")
 
 
+def test_every_quantisation_can_be_asked_for(capsys, quick, folder):
+    """The parser names them itself, because it loads no torch."""
+    for name in QUANTIZATIONS:
+        code, _, _ = run(capsys, "generate", "--model", folder, "--quantization", name, "--device", "cpu",
+                         "--max-new-tokens", 1, "x")
+        assert code == 0
+
+
 def test_prompt_from_a_file_or_standard_input_is_taken_as_it_stands(capsys, quick, folder, tmp_path, monkeypatch):
     text = "# \\n is no newline, é漢🙂\r\n\tx = 1\n"
     (tmp_path / "prompt.py").write_bytes(text.encode())
@@ -258,7 +267,7 @@ def test_an_empty_prompt_begins_at_the_bos_token(capsys, quick, folder):
 
 
 @pytest.mark.parametrize("words, message", [
-    ([], "no command is given: expected generate or info"),
+    ([], "no command is given: expected generate, info or bench"),
     (["frobnicate"], "invalid choice: 'frobnicate'"),
     (["generate"], "no prompt is given: expected a text, --file PATH, or - for standard input"),
     (["generate", "x", "--file", "y"], "both a prompt and --file are given"),
@@ -376,8 +385,8 @@ def test_info_of_a_model_reads_its_config_alone(capsys, quick, folder, tmp_path)
     assert code == 0 and str(tmp_path) in out
     assert f"parameters   {model.num_parameters() / 1e3:.3g} k" in out
     assert re.search(r"^context +256 tokens, 1.02 kB of cache a token in float32$", out, re.MULTILINE)
-    rows = re.findall(r"^(float32|float16|bfloat16|int8) +([\d.]+) kB +([\d.]+) kB +([\d.]+)", out, re.MULTILINE)
-    assert [row[0] for row in rows] == ["float32", "float16", "bfloat16", "int8"]
+    rows = re.findall(r"^(float32|float16|bfloat16|int8|int4) +([\d.]+) kB +([\d.]+) kB +([\d.]+)", out, re.MULTILINE)
+    assert [row[0] for row in rows] == ["float32", "float16", "bfloat16", "int8", "int4"]
     read = model.memory_footprint() - model.config.vocab_size * model.config.n_embd * 4
     weights, full, speed = map(float, rows[0][1:])
     assert weights == pytest.approx(model.memory_footprint() / 1e3, rel=1e-2)
@@ -393,21 +402,57 @@ def test_info_of_a_model_that_does_not_fit(capsys, quick, monkeypatch, folder, t
     (tmp_path / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr("codegen_fast.machine.available_bytes", lambda: 20 * 10**9)
     code, out, _ = run(capsys, "info", "--model", tmp_path)
-    rows = {line.split()[0]: line for line in out.splitlines() if line.startswith(("float", "bfloat", "int8"))}
+    rows = {line.split()[0]: line for line in out.splitlines() if line.startswith(("float", "bfloat", "int"))}
     assert code == 0 and "parameters   16" in out
     too_large = [kind for kind, line in rows.items() if "does not fit the memory" in line]
     assert too_large == ["float32", "float16", "bfloat16"]
     assert "(the checkpoint's type)" in rows["float16"] and " 0.6" in rows["float16"]  # 20 GB/s over 32 GB
 
 
-def test_info_of_an_int8_checkpoint(capsys, quick, folder, tmp_path):
-    AutoModelForCausalLM.from_pretrained(folder, quantization="int8").save_pretrained(tmp_path)
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_info_of_a_quantised_checkpoint(capsys, quick, folder, tmp_path, quantization):
+    AutoModelForCausalLM.from_pretrained(folder, quantization=quantization).save_pretrained(tmp_path)
     _, out, _ = run(capsys, "info", "--model", tmp_path)
-    rows = [line for line in out.splitlines() if line.startswith(("float", "bfloat", "int8"))]
-    assert len(rows) == 1 and rows[0].startswith("int8") and rows[0].endswith("(the checkpoint's type)")
+    rows = [line for line in out.splitlines() if line.startswith(("float", "bfloat", "int"))]
+    assert len(rows) == 1 and rows[0].startswith(quantization) and rows[0].endswith("(the checkpoint's type)")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["generate", "--help"], ["info", "--help"]])
+@pytest.mark.parametrize("options", [["--quantization", "int8"], ["--dtype", "bfloat16", "--threads", 1]])
+def test_bench_has_every_figure_and_its_limit(capsys, monkeypatch, folder, options):
+    monkeypatch.setattr("codegen_fast.cli.bench.read_bandwidth", lambda seconds, threads: threads * 1e9)
+    threads = torch.get_num_threads()
+    try:
+        code, out, err = run(capsys, "bench", "--model", folder, *options)
+    finally:
+        torch.set_num_threads(threads)
+    assert code == 0 and "error" not in err
+    for line in (r"model        \S+", rf"type         {options[1]}, .* of weights a step",
+                 r"bandwidth    \d.0 GB/s read by \d threads? \(measured\)", r"load         [\d.]+ m?s, then .*",
+                 r"first token  [\d.]+ m?s, behind a prompt of 32",
+                 r"decode, batch 1, context 32 +[\d.]+ +[\d.]+ +\d+%",
+                 r"decode, batch 8, context 32 +[\d.]+ +[\d.]+ +\d+%", r"prefill of 128 tokens +[\d.]+",
+                 r"The weights fit the CPU's cache of .*"):  # the context is 256
+        assert re.search(f"^{line}$", out, re.MULTILINE), (line, out)
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--model", "no-such-folder"], "no-such-folder"),
+    (["--quantization", "int3"], "argument --quantization: invalid choice: 'int3'"),
+    (["--threads", "0"], "0 is not an integer from 1 to 256"),
+    (["a prompt"], "unrecognized arguments: a prompt"),
+])
+def test_bench_refuses(capsys, words, message):
+    code, out, err = run(capsys, "bench", *words)
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert err.startswith("codegen-fast: error: ") and message in err
+
+
+def test_bench_needs_room_in_the_context(capsys, tmp_path):
+    code, _, err = run(capsys, "bench", "--model", make_folder(tmp_path, n_positions=32))
+    assert code == 2 and "has a context of 32 tokens; bench needs 36" in err
+
+
+@pytest.mark.parametrize("words", [["--help"], ["generate", "--help"], ["info", "--help"], ["bench", "--help"]])
 def test_help_has_examples(capsys, words):
     code, out, err = run(capsys, *words)
     assert (code, err) == (0, "") and "examples:\n  codegen-fast " in out
@@ -415,12 +460,13 @@ def test_help_has_examples(capsys, words):
 
 def test_every_example_of_the_help_is_a_command_line():
     parser = arguments.build_parser("0")
-    examples = [line for text in (arguments._MAIN_EXAMPLES, arguments._GENERATE_EXAMPLES, arguments._INFO_EXAMPLES)
+    examples = [line for text in (arguments._MAIN_EXAMPLES, arguments._GENERATE_EXAMPLES, arguments._INFO_EXAMPLES,
+                                   arguments._BENCH_EXAMPLES)
                 for line in text.splitlines() if line.startswith("  ")]
     assert len(examples) > 10
     for example in examples:
         command = example.split("|")[-1]
-        assert parser.parse_args(shlex.split(command)[1:]).command in ("generate", "info")
+        assert parser.parse_args(shlex.split(command)[1:]).command in ("generate", "info", "bench")
 
 
 def test_version(capsys):

@@ -118,7 +118,8 @@ def test_parameters(tmp_path, options):
 
 
 @pytest.mark.parametrize("dtype, quantization", [
-    (torch.float32, None), (torch.float16, None), (torch.bfloat16, "int8")])
+    (torch.float32, None), (torch.float16, None), (torch.bfloat16, "int8"),
+    (torch.float32, "int4")])
 def test_bytes_are_those_of_the_tensors(tmp_path, dtype, quantization):
     make_checkpoint(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype, quantization=quantization)

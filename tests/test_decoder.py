@@ -11,8 +11,9 @@ from devices import CPU, CPUS, CUDA, GPU, Device, per_device
 import codegen_fast
 from codegen_fast import ops
 
-KINDS = [(torch.float32, None), (torch.bfloat16, None), (torch.float16, None), (torch.float32, "int8")]
-KIND_IDS = ["float32", "bfloat16", "float16", "int8"]
+KINDS = [(torch.float32, None), (torch.bfloat16, None), (torch.float16, None), (torch.float32, "int8"),
+         (torch.float32, "int4"), (torch.bfloat16, "int4-g64")]  # fmt: skip
+KIND_IDS = ["float32", "bfloat16", "float16", "int8", "int4", "int4-g64"]
 
 # head dims 16, 64, 80, 256; odd vocabularies; n_inner set; 4 to 32 heads; 1 to 5 layers
 SHAPES = {
@@ -350,8 +351,10 @@ def test_resident_weights_stay_within_five_percent_of_their_type(dtype, quantiza
     model = fast(hf, quantization)
     each = {torch.float32: 4, torch.float16: 2, torch.bfloat16: 2}[dtype]
     embedding = hf.transformer.wte.weight.numel()
-    rest = sum(p.numel() for p in hf.parameters()) - embedding
-    ideal = embedding * each + rest * (1 if quantization else each)
+    lm_head = hf.lm_head.weight.numel()
+    rest = sum(p.numel() for p in hf.parameters()) - embedding - lm_head
+    layers = {None: each, "int8": 1, "int4": 4.5 / 8, "int4-g64": 4.25 / 8}[quantization]
+    ideal = embedding * each + lm_head * (1 if quantization else each) + rest * layers
     assert ideal <= model.memory_footprint() <= 1.05 * ideal
 
 

@@ -16,7 +16,7 @@ from codegen_fast.cache import PagedCache
 from codegen_fast.cli import info
 from codegen_fast.config import CodeGenConfig
 from codegen_fast.machine import Gpu, Machine
-from codegen_fast.weights import convert
+from codegen_fast.weights import convert, load_weights
 
 FOUND = {"name": "NVIDIA H200", "compute_capability": (9, 0), "memory_bytes": 141 << 30,
          "memory_bytes_per_second": 4.8e12}  # fmt: skip
@@ -192,7 +192,8 @@ def test_full_memory_is_one_sentence(device, monkeypatch):
 # ---- Moving ------------------------------------------------------------------------------------
 
 
-@per_device((CPU, EMULATED), quantization=(None, "int8"))
+@per_device((CPU, EMULATED), quantization=(None, "int8", "int4"),
+            where=lambda device, quantization: device is CPU or quantization != "int4")  # fmt: skip
 def test_moved_weights_are_the_same(device, quantization):
     """To the same memory: two kinds of it are on a GPU's machine only."""
     own = torch.float32 if device is CPU else torch.bfloat16
@@ -204,6 +205,36 @@ def test_moved_weights_are_the_same(device, quantization):
     expected = model(IDS).logits
     model._decoder = codegen_fast.decoder.Decoder(model.config, moved, torch.device("cpu"))
     assert torch.equal(model(IDS).logits, expected)
+
+
+@per_device((EMULATED, GPU), entered=False)
+def test_int4_is_refused_on_a_gpu_before_anything_is_read(device, tmp_path):
+    """A model of bfloat16, so that nothing else stands against it."""
+    message = f"quantization='int4' runs on the CPU only: use quantization='int8' on {device.memory}, or device='cpu'"
+    model = make_checkpoint(tmp_path, dtype=torch.bfloat16)
+    on_cpu = codegen_fast.accelerate(model, quantization="int4")
+    on_cpu.save_pretrained(tmp_path / "int4")
+    expected = on_cpu(IDS).logits
+    source = type("Unread", (), {"describe": lambda self: "a checkpoint"})()
+    with device.running():
+        for config in (CodeGenConfig.from_folder(tmp_path), CodeGenConfig.from_folder(tmp_path / "int4")):
+            with pytest.raises(NotImplementedError, match=message):
+                load_weights(config, source, dtype=torch.bfloat16, device=device.memory,
+                             quantization=None if config.quantization else "int4")
+        with pytest.raises(TypeError, match="holds weights as float16, bfloat16 or int8, not as int4"):
+            ops.new_packed_weight("int4", (64,), (64,), device.memory)
+        if device is GPU:
+            with pytest.raises(NotImplementedError, match=message):
+                on_cpu.cuda()
+    assert torch.equal(on_cpu(IDS).logits, expected)
+
+
+def test_int4_on_a_gpu_is_refused_before_anything_is_downloaded(monkeypatch):
+    monkeypatch.setattr(ops, "backend", lambda device: torch.device(device).type)
+    monkeypatch.setattr("codegen_fast.model.choose_device", lambda device, device_map: torch.device("cuda", 0))
+    monkeypatch.setattr("codegen_fast.model.resolve", lambda *args, **options: pytest.fail("asked for the files"))
+    with pytest.raises(NotImplementedError, match="runs on the CPU only: use quantization='int8' on cuda:0, or device="):
+        AutoModelForCausalLM.from_pretrained("Salesforce/codegen-6B-mono", quantization="int4", device="cuda")
 
 
 @per_device((GPU,), quantization=(None, "int8"))

@@ -85,13 +85,14 @@ def test_a_cache_can_be_copied_to_score_several_continuations(model):
         pickle.dumps(first.past_key_values)
 
 
-def test_transformers_refuses_a_saved_int8_model(folder, tmp_path):
-    int8 = codegen_fast.AutoModelForCausalLM.from_pretrained(folder, quantization="int8")
-    int8.save_pretrained(tmp_path, safe_serialization=True, max_shard_size="1GB")
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_transformers_refuses_a_saved_quantised_model(folder, tmp_path, quantization):
+    ours = codegen_fast.AutoModelForCausalLM.from_pretrained(folder, quantization=quantization)
+    ours.save_pretrained(tmp_path, safe_serialization=True, max_shard_size="1GB")
     with pytest.raises(Exception, match="mismatched|shape"):
         TheirModel.from_pretrained(tmp_path)
     again = codegen_fast.AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert again.quantization == "int8" and torch.equal(again(IDS).logits, int8(IDS).logits)
+    assert again.quantization == quantization and torch.equal(again(IDS).logits, ours(IDS).logits)
 
 
 def test_arguments_of_save_pretrained(model, tmp_path):
@@ -145,9 +146,10 @@ def test_more_rows_than_memory_holds_are_refused(model, monkeypatch):
     assert generate(model, max_new_tokens=2).shape == (1, IDS.shape[1] + 2)
 
 
-def test_an_int8_model_changes_the_type_of_the_rest(model):
-    int8 = codegen_fast.accelerate(make_model(), quantization="int8")
-    before = int8(IDS).logits
-    half = int8.half()
-    assert half is int8 and half.dtype == torch.float16 and half.quantization == "int8"
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_a_quantised_model_changes_the_type_of_the_rest(model, quantization):
+    ours = codegen_fast.accelerate(make_model(), quantization=quantization)
+    before = ours(IDS).logits
+    half = ours.half()
+    assert half is ours and half.dtype == torch.float16 and half.quantization == quantization
     assert float((half(IDS).logits - before).norm() / before.norm()) < 2e-2

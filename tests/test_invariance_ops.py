@@ -9,7 +9,7 @@ import calls
 import cases
 import reference
 import torch
-from devices import Device, Types, per_device
+from devices import CPUS, Device, Types, per_device
 from fences import bits
 
 TOKENS = 80
@@ -61,6 +61,13 @@ def test_output_product(device, dims, types, phase):
     act, x = torch.randn(TOKENS, dims.n_embd + dims.inner).to(types.act), torch.randn(TOKENS, rows).to(types.act)
     bias = torch.randn(rows)
     check_rows(device, lambda part: calls.output_product(device, x[part], act[part], w, bias, phase))
+
+
+@per_device(CPUS, kind=cases.INT4_KINDS[1:])
+def test_output_product_in_larger_groups_of_int4(device, kind):
+    w = weights(device.store, kind, (65,), (1024, 4001))
+    act, x, bias = torch.randn(TOKENS, 5025), torch.randn(TOKENS, 65), torch.randn(65)
+    check_rows(device, lambda part: calls.output_product(device, x[part], act[part], w, bias, "decode"))
 
 
 @per_device(dims=LARGE, types=Device.types, phase=cases.PHASES, where=wanted)
@@ -136,7 +143,7 @@ def wanted_block(device: Device, dims: cases.Dims, types: Types, phase: str) -> 
 
 @per_device(dims=BLOCKS, types=Device.types, phase=cases.PHASES, where=wanted_block)
 def test_input_product_and_attention(device, dims, types, phase):
-    narrow = device.backend == "cpu" and types.kind != "int8"
+    narrow = device.backend == "cpu" and types.kind in cases.FLOAT_KINDS
     cache = getattr(torch, types.kind) if narrow else types.act
     expected = expected_pages = None
     for chunks, groups, which in RUNS:

@@ -5,6 +5,7 @@ import json
 import sys
 
 import pytest
+import reference
 import torch
 from checkpoints import LAYOUTS, make_checkpoint, make_model, write_tensors
 from loaded_weights import DTYPES, check_weights, load, packed_parts
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from codegen_fast import memory, ops
 from codegen_fast.config import CodeGenConfig
+from codegen_fast.quantization import QUANTIZATIONS
 from codegen_fast.weights import StateDictSource, convert_weights, load_weights, open_checkpoint
 
 @pytest.mark.parametrize("model_type", ["codegen", "gptj"])
@@ -43,6 +45,28 @@ def test_int8_is_the_contract_s(tmp_path, file_dtype):
         inverse = torch.full_like(amax, 127) / amax
         assert torch.equal(values, torch.round(matrix * inverse[:, None]).to(torch.int8))
     assert (weights.dtype, weights.quantization, weights.embedding.dtype) == (torch.float16, "int8", torch.float16)
+
+
+@pytest.mark.parametrize("quantization", ["int4", "int4-g64", "int4-g128"])
+@pytest.mark.parametrize("file_dtype", DTYPES)
+def test_int4_is_the_contract_s(tmp_path, file_dtype, quantization):
+    """The layers; lm_head is int8."""
+    model = make_checkpoint(tmp_path, dtype=file_dtype, n_inner=50)
+    weights = load(tmp_path, torch.float16, quantization=quantization)
+    assert (weights.dtype, weights.quantization, weights.embedding.dtype) == (torch.float16, quantization, torch.float16)
+    kinds = set()
+    for packed, place, matrix in packed_parts(weights, model.state_dict(), model.config):
+        values, scales = ops.unpack_quantized(packed, matrix.shape[0], **place)
+        expected = (reference.quantize_rows(matrix) if packed is weights.lm_head
+                    else reference.quantize_int4(matrix, reference.INT4_GROUPS[quantization]))
+        assert torch.equal(values, expected[0]) and torch.equal(scales, expected[1])
+        kinds.add(packed.kind)
+    assert weights.lm_head.kind == "int8" and kinds == {"int8", quantization}
+
+
+def test_the_long_name_of_the_default(tmp_path):
+    make_checkpoint(tmp_path)
+    assert load(tmp_path, quantization="int4-g32").quantization == "int4"
 
 
 def test_chunks_of_any_size_give_the_same(tmp_path, monkeypatch):
@@ -139,7 +163,7 @@ def test_a_tensor_that_does_not_fit_is_named(tmp_path, layout, change, message):
     expect_refusal(tmp_path, change, message, layout)
 
 
-@pytest.mark.parametrize("quantization", [None, "int8"])
+@pytest.mark.parametrize("quantization", [None, "int8", "int4"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", ["transformer.wte.weight", "transformer.h.1.attn.qkv_proj.weight",
                                   "transformer.h.0.mlp.fc_out.weight", "lm_head.weight", NORM, "lm_head.bias"])
@@ -183,8 +207,8 @@ def test_wrong_arguments_are_refused(tmp_path):
     make_checkpoint(tmp_path)
     with pytest.raises(ValueError, match=r"dtype is torch.float64; expected torch.float32, torch.float16 or torch.bfl"):
         load(tmp_path, torch.float64)
-    with pytest.raises(ValueError, match=r"quantization is 'int4'; expected None or 'int8'"):
-        load(tmp_path, quantization="int4")
+    with pytest.raises(ValueError, match=r"quantization='int3' is not allowed: expected None or 'int8', 'int4', 'int4-g6"):
+        load(tmp_path, quantization="int3")
 
 
 class Terminal(io.StringIO):
@@ -221,13 +245,14 @@ def test_converted_weights_are_those_of_the_type(tmp_path, old, new):
     assert weights.dtype == new and torch.equal(weights.lm_head_bias, biases)
 
 
-def test_int8_stays_int8_when_converted(tmp_path):
+@pytest.mark.parametrize("quantization", ["int8", "int4-g64"])
+def test_quantised_weights_stay_as_they_are_when_converted(tmp_path, quantization):
     make_checkpoint(tmp_path)
-    weights = load(tmp_path, torch.float32, quantization="int8")
+    weights = load(tmp_path, torch.float32, quantization=quantization)
     before = weights.layers[0].w_in
     convert_weights(CodeGenConfig.from_folder(tmp_path), weights, torch.bfloat16)
     assert weights.layers[0].w_in is before and weights.embedding.dtype == torch.bfloat16
-    assert (weights.dtype, weights.quantization) == (torch.bfloat16, "int8")
+    assert (weights.dtype, weights.quantization) == (torch.bfloat16, quantization)
 
 
 @pytest.mark.parametrize("name, part", [("transformer.wte.weight", "embedding"), ("lm_head.weight", "lm_head"),
@@ -254,7 +279,7 @@ def test_a_conversion_that_does_not_fit_is_refused_first(tmp_path, monkeypatch):
 # ---- Memory, foretold ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("quantization", [None, "int8"])
+@pytest.mark.parametrize("quantization", [None, *QUANTIZATIONS])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_forecast_is_what_the_weights_take(tmp_path, dtype, quantization):
     make_checkpoint(tmp_path, n_inner=48)
@@ -268,14 +293,16 @@ def test_too_large_a_model_is_refused_before_it_is_read(tmp_path, monkeypatch):
     config = CodeGenConfig.from_folder(tmp_path)
     float16 = memory.model_bytes(config, torch.float16) + scratch
     int8 = memory.model_bytes(config, torch.float32, "int8") + scratch
-    assert int8 < float16
-    needs = r"model\.safetensors needs \S+ GB of memory as (float32|int8) and \S+ GB are free; "
+    int4 = memory.model_bytes(config, torch.float32, "int4") + scratch
+    assert int4 < int8 < float16
+    needs = r"model\.safetensors needs \S+ GB of memory as (float32|int8|int4) and \S+ GB are free; "
     for available, advice, absent in [
             (float16, "dtype=.float16. needs .* GB; dtype=.bfloat16. needs .* GB; quantization=.int8. needs", "no smal"),
-            (int8, "quantization='int8' needs 0.01 GB", "float16"), (int8 - 1, "no smaller type fits either", "int8")]:
+            (int8, "quantization='int8' needs 0.01 GB; quantization='int4' needs 0.01 GB", "float16"),
+            (int8 - 1, "quantization='int4' needs 0.01 GB", "int8"), (int4 - 1, "no smaller type fits either", "int4'")]:
         monkeypatch.setattr(memory, "available_bytes", lambda device, n=available: n)
         with pytest.raises(OSError, match=needs + advice) as caught:
             load(tmp_path, torch.float32)
         assert absent not in str(caught.value)
     with pytest.raises(OSError, match=needs + "no smaller type fits either"):
-        load(tmp_path, torch.float32, quantization="int8")
+        load(tmp_path, torch.float32, quantization="int8")  # a quantisation that was asked for is not argued with

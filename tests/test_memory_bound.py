@@ -74,7 +74,7 @@ _LOAD = textwrap.dedent("""
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 @pytest.mark.parametrize("dtype, quantization, file_layout", [
     ("float32", "", "safetensors"), ("float16", "", "bin"), ("bfloat16", "", "safetensors"), ("float16", "int8", "bin"),
-    ("float32", "int8", "safetensors")])
+    ("float32", "int8", "safetensors"), ("float32", "int4", "safetensors")])
 def test_peak_is_the_model_and_one_tensor(checkpoints, dtype, quantization, file_layout):
     done = subprocess.run([sys.executable, "-c", _LOAD, checkpoints[file_layout], dtype, quantization],
                           capture_output=True, text=True)

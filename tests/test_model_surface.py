@@ -85,11 +85,12 @@ def test_quantization(folder):
     (dict(device="meta"), ValueError, ["device='meta'"]),
     (dict(device=1.5), ValueError, ["device=1.5"]),
     (dict(device_map="spread"), ValueError, ["device_map='spread'"]),
-    (dict(quantization="int4"), ValueError, ["quantization='int4'", "None or 'int8'"]),
+    (dict(quantization="int3"), ValueError, ["quantization='int3'", "None or 'int8', 'int4', 'int4-g64' or"]),
     (dict(quantization=8), ValueError, ["quantization=8"]),
     (dict(quantisation="int8"), TypeError, ["'quantisation'", "'quantization'"]),
     (dict(torch_type="auto"), TypeError, ["'torch_type'", "'torch_dtype'"]),
     (dict(load_in_8bit=True), NotImplementedError, ["load_in_8bit", "quantization='int8'"]),
+    (dict(load_in_4bit=True), NotImplementedError, ["load_in_4bit", "quantization='int4'"]),
     (dict(subfolder="x"), NotImplementedError, ["subfolder"]),
 ])
 def test_bad_arguments(folder, arguments, kind, words):

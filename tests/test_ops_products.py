@@ -13,7 +13,7 @@ import calls
 import cases
 import reference
 import torch
-from devices import Device, Types, per_device
+from devices import CPUS, Device, Types, per_device
 from fences import aligned, bits
 from reference import Arithmetic
 
@@ -91,6 +91,15 @@ def test_output_product(device, dims, types, phase):
         bounds.assert_within(got, expected, bound, f"output_product of {tokens} tokens")
         if tokens == 17:
             check_aligned(device, lambda: calls.output_product(device, x, act, packed, bias, phase), got)
+
+
+@per_device(CPUS, dims=(cases.MODELS[0], *cases.ODD), kind=cases.INT4_KINDS[1:])
+def test_output_product_in_larger_groups_of_int4(device, dims, kind):
+    types = Types(torch.float32, kind)
+    for tokens in (1, 3, 17, 80):
+        x, act, packed, bias, expected, bound = output_arguments(device, dims, types, tokens, "decode")
+        got = calls.output_product(device, x, act, packed, bias, "decode")
+        bounds.assert_within(got, expected, bound, f"output_product of {tokens} tokens")
 
 
 # ---- lm_head -----------------------------------------------------------------------------------

@@ -213,7 +213,7 @@ def test_what_a_tokenizer_puts_before_a_text_is_no_part_of_completions(demo):
 
 
 @pytest.mark.parametrize("dtype, quantization", [(torch.float32, None), (torch.bfloat16, None), (torch.float16, None),
-                                                 (torch.float32, "int8")])
+                                                 (torch.float32, "int8"), (torch.float32, "int4")])
 def test_every_type_has_the_bits_of_its_logits(folder, dtype, quantization):
     ours = decoder_of(folder, dtype, quantization)
     for prompt, completion, got in zip(PROMPTS, COMPLETIONS, score(ours, PROMPTS, COMPLETIONS)):

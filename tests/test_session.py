@@ -356,8 +356,9 @@ def test_exact_sessions_give_the_bits_of_cold_calls(model, bound, calls):
     assert cache.pages_in_use == 0
 
 
-@per_device((CPU, EMULATED), dtype=[torch.float32, torch.bfloat16, torch.float16], quantization=[None, "int8"],
-            where=lambda device, dtype, quantization: device.backend == "cpu" or dtype != torch.float32)  # fmt: skip
+@per_device((CPU, EMULATED), dtype=[torch.float32, torch.bfloat16, torch.float16], quantization=[None, "int8", "int4"],
+            where=lambda device, dtype, quantization: device.backend == "cpu" or (
+                dtype != torch.float32 and quantization != "int4"))  # fmt: skip
 def test_exact_sessions_in_every_type(device, dtype, quantization):
     model = codegen_fast.accelerate(make_model(dtype=dtype, **SHAPE), quantization=quantization)
     file, knobs = text(90), dict(max_new_tokens=3, return_dict_in_generate=True, output_logits=True)

@@ -25,7 +25,7 @@ from codegen_fast.workplace import Room, workplace
 
 SHAPE = dict(n_embd=48, n_head=4, rotary_dim=8, n_layer=2, vocab_size=67, n_positions=300, seed=5)
 KINDS = {"float32": (torch.float32, None), "bfloat16": (torch.bfloat16, None), "float16": (torch.float16, None),
-         "int8": (torch.float32, "int8")}  # fmt: skip
+         "int8": (torch.float32, "int8"), "int4": (torch.float32, "int4")}  # fmt: skip
 GREEDY = Sampling(0.0, 0, 1.0, ())
 HOT = Sampling(1.2, 20, 0.9, ())
 

@@ -62,7 +62,7 @@ def test_buckets():
     assert workplace.seq_len_bucket(3, 64) == 64
 
 
-@per_device(ALL, quantization=(None, "int8"))
+@per_device(ALL, quantization=lambda device: (None, "int8", "int4") if device.backend == "cpu" else (None, "int8"))
 def test_recorded_steps_give_the_bits_of_eager_ones(device, quantization, recordings, monkeypatch):
     """From 121 tokens to 133: past the end of a page, and of the first bound that steps are recorded for."""
     model = model_on(device, quantization)

@@ -1,7 +1,7 @@
 """The command line, codegen-fast: `main` runs a command and turns everything that goes wrong into one line.
 
     arguments.py           commands, options, help
-    generate.py, info.py   the commands
+    generate.py, info.py, bench.py   the commands
     stream.py              completions on the terminal as they come
     clock.py, summary.py   how long it took, and the line that says so
     traffic.py             what a token costs in bytes
@@ -66,8 +66,10 @@ def _command(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
         from .generate import run
     elif arguments.command == "info":
         from .info import run
+    elif arguments.command == "bench":
+        from .bench import run
     else:
-        parser.error("no command is given: expected generate or info")
+        parser.error("no command is given: expected generate, info or bench")
     return run(arguments)
 
 

@@ -17,6 +17,7 @@ examples:
   codegen-fast generate "def fibonacci(n):"
   codegen-fast generate --model Salesforce/codegen-350M-mono --quantization int8 "# bubble sort in Python"
   codegen-fast info --model Salesforce/codegen-16B-mono
+  codegen-fast bench --model Salesforce/codegen-350M-mono --quantization int8
 
 Errors are one line on standard error, with exit code 2."""
 
@@ -57,6 +58,18 @@ examples:
   codegen-fast info --model ./my-checkpoint
 """
 
+_BENCH_EXAMPLES = """\
+In under a minute, with random prompts: the bandwidth of the memory, the time to load and to the first token, decoding
+at batch 1 and 8, and a prompt of 512 tokens, or as many as there is time for. The limit is what the bandwidth allows:
+a step reads all weights and the cache once. Loading is measured with the files as the system has them, cached or not.
+Other engines are compared by python -m bench.cpu in the source folder.
+
+examples:
+  codegen-fast bench
+  codegen-fast bench --model Salesforce/codegen-350M-mono --quantization int8
+  codegen-fast bench --model ./my-checkpoint --dtype bfloat16 --threads 4
+"""
+
 
 class UsageError(ValueError):
     """A command line that cannot be understood."""
@@ -81,6 +94,10 @@ def build_parser(version: str) -> argparse.ArgumentParser:
                                   "of its memory (measured), GPUs. With --model also the model: parameters, context, "
                                   "memory by type, and the tokens a second that the bandwidth allows.",
                       epilog=_INFO_EXAMPLES))
+    _add_bench(_parser(commands.add_parser, "bench", help="how fast a model runs here, and what the memory allows",
+                       description="Measures a model on this machine: loading, the first token, decoding, a long "
+                                   "prompt, and what share of the memory's limit that is.",
+                       epilog=_BENCH_EXAMPLES))
     return parser
 
 
@@ -93,14 +110,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
                         help="the text to continue; - reads it from standard input; \"\" starts from nothing")
     parser.add_argument("--file", metavar="PATH", help="read the prompt from a UTF-8 file; - is standard input")
     _add_model(parser, default="demo", text="(default: demo, the small model that is installed with the package)")
-    model = parser.add_argument_group("model")
-    model.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto",
-                       help="type of the weights (default: auto, the checkpoint's)")
-    model.add_argument("--quantization", choices=("none", "int8"), default="none",
-                       help="int8 takes half the memory of float16 (default: none)")
-    model.add_argument("--device", default="auto", metavar="DEVICE",
-                       help="cpu, cuda or cuda:1 (default: auto, a GPU where one can be used, else the CPU)")
-    model.add_argument("--threads", type=_integer(1, 256), metavar="N", help="CPU threads (default: torch's)")
+    model = _add_how_to_run(parser)
     text = parser.add_argument_group("text")
     text.add_argument("--max-new-tokens", type=_integer(1), metavar="N",
                       help="stop after N tokens, or before at the text's end (default: 128, or what the context has "
@@ -136,6 +146,26 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
     _add_model(parser, default=None, text="; demo is the small model that is installed with the package")
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser, default="demo", text="(default: demo, the small model that is installed with the package)")
+    _add_how_to_run(parser)
+
+
+def _add_how_to_run(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Type, device and threads; returns their group."""
+    model = parser.add_argument_group("model")
+    model.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto",
+                       help="type of the weights (default: auto, the checkpoint's)")
+    model.add_argument("--quantization", choices=("none", "int8", "int4", "int4-g64", "int4-g128"),
+                       default="none",
+                       help="int8 takes half the memory of float16, int4 about a third (CPU only; a scale for every 32 "
+                            "columns, or 64 or 128) (default: none)")
+    model.add_argument("--device", default="auto", metavar="DEVICE",
+                       help="cpu, cuda or cuda:1 (default: auto, a GPU where one can be used, else the CPU)")
+    model.add_argument("--threads", type=_integer(1, 256), metavar="N", help="CPU threads (default: torch's)")
+    return model
 
 
 def _add_model(parser: argparse.ArgumentParser, default: str | None, text: str) -> None:

@@ -13,6 +13,7 @@ from ..config import WEIGHT_DTYPES, CodeGenConfig
 from ..loading import choose_device, why_unusable
 from ..machine import Machine, read_bandwidth, this_machine
 from ..memory import available_bytes, cache_bytes, model_bytes, parameter_count
+from ..ops import INT4_GROUPS
 from .figures import cache_size, count, rate, short, size
 from .models import DEMO, locate, read_config
 from .output import emit
@@ -83,13 +84,14 @@ def model_lines(name: str, config: CodeGenConfig, machine: Machine, bandwidth: f
         yield _line("runs on", f"{device}, {gpu.name}; on the CPU with device='cpu'")
     yield ""
     yield "type       weights     with a full context  tokens/s, at most"
-    types = [("int8", own, "int8")]
+    quantizations = ("int8", "int4") if config.quantization is None else (config.quantization,)
+    types = [(name, own, name) for name in quantizations]
     if config.quantization is None:  # else it cannot be loaded in another type
         types = [(kind, dtype, None) for kind, dtype in WEIGHT_DTYPES.items()] + types
     if device.type == "cuda":  # whose kernels compute in half types
         half = own if own != torch.float32 else torch.float16
         types = [(kind, half if quantization else dtype, quantization) for kind, dtype, quantization in types
-                 if quantization or dtype != torch.float32]
+                 if (quantization or dtype != torch.float32) and quantization not in INT4_GROUPS]
     cached = []
     for kind, dtype, quantization in types:
         weights = model_bytes(config, dtype, quantization, device)

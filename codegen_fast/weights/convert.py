@@ -9,6 +9,7 @@ import torch
 from .. import ops
 from ..config import CodeGenConfig
 from ..memory import available_bytes, check_fits, gigabytes, model_bytes, packed_kind
+from ..quantization import packed_kinds, require_backend
 from .decoder_weights import DecoderWeights, LayerWeights
 from .loader import CHUNK_BYTES, all_finite
 
@@ -20,15 +21,16 @@ def convert_weights(config: CodeGenConfig, weights: DecoderWeights, dtype: torch
     On their device they are converted in place, one packed weight after another, each freed as it is replaced, and an
     interruption leaves a model some of whose layers have the new type: usable on a CPU, and on CUDA, whose kernels take
     one type, after another call. Moved weights are new ones, and the old stay as they are: what it takes beside them is
-    a chunk of a tensor. int8 products stay int8, bit for bit.
-    Raises ValueError, before anything is changed, if a value is beyond the range of `dtype`; OSError if the new model
-    is larger than the free memory.
+    a chunk of a tensor. Quantised products stay as they are, bit for bit.
+    Raises NotImplementedError for a quantisation that the device does not have; ValueError, before anything is changed,
+    if a value is beyond the range of `dtype`; OSError if the new model is larger than the free memory.
     """
     own_device = weights.embedding.device
     moves = device is not None and device != own_device
     if dtype == weights.dtype and not moves:
         return weights
     if moves:
+        require_backend(weights.quantization, device)
         check_fits(config, dtype, weights.quantization, device=device, scratch=CHUNK_BYTES,
                    where=f"moving the model to {device}")
     else:
@@ -50,7 +52,7 @@ def convert_weights(config: CodeGenConfig, weights: DecoderWeights, dtype: torch
 
 
 def _moved(weights: DecoderWeights, dtype: torch.dtype, device: torch.device) -> DecoderWeights:
-    kind = packed_kind(dtype, weights.quantization)
+    kinds = packed_kinds(dtype, weights.quantization)
 
     def norm(old: ops.Norm) -> ops.Norm:
         return ops.Norm(old.weight.to(device), old.bias.to(device), old.eps)
@@ -62,12 +64,12 @@ def _moved(weights: DecoderWeights, dtype: torch.dtype, device: torch.device) ->
         embedding=embedding,
         layers=[
             LayerWeights(norm=norm(layer.norm),
-                         w_in=_repack(layer.w_in, kind, device), bias_in=layer.bias_in.to(device),
-                         w_out=_repack(layer.w_out, kind, device), bias_out=layer.bias_out.to(device))
+                         w_in=_repack(layer.w_in, kinds["w_in"], device), bias_in=layer.bias_in.to(device),
+                         w_out=_repack(layer.w_out, kinds["w_out"], device), bias_out=layer.bias_out.to(device))
             for layer in weights.layers
         ],
         final_norm=norm(weights.final_norm),
-        lm_head=_repack(weights.lm_head, kind, device),
+        lm_head=_repack(weights.lm_head, kinds["lm_head"], device),
         lm_head_bias=weights.lm_head_bias.to(device),
         dtype=dtype,
         quantization=weights.quantization,
@@ -87,7 +89,7 @@ def _repack(packed: ops.PackedWeight, kind: str, device: torch.device) -> ops.Pa
     new = ops.new_packed_weight(kind, packed.sections, packed.segments, device)
     status = ops.new_pack_status(device)
     for place, n in packed_rows(packed):
-        if kind == "int8":
+        if kind == packed.kind and kind not in ops.FLOAT_KINDS:
             values, scales = ops.unpack_quantized(packed, n, **place)
             ops.pack_quantized(new, values.to(device), scales.to(device), **place)
         else:

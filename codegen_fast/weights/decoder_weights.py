@@ -23,7 +23,7 @@ class LayerWeights:
 
 @dataclass
 class DecoderWeights:
-    """All of them. `dtype` is the model's type; with quantization "int8" the packed weights are int8 instead."""
+    """All of them. `dtype` is the model's type; packed weights are of the kinds of quantization.packed_kinds()."""
 
     embedding: torch.Tensor  # (V, d) of `dtype`
     layers: list[LayerWeights]

@@ -12,14 +12,16 @@ from typing import Iterator
 
 import torch
 
+from .. import ops
 from ..config import CodeGenConfig
+from ..quantization import packed_kinds
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 EMBEDDING = "transformer.wte.weight"
 LM_HEAD = "lm_head.weight"
 LM_HEAD_BIAS = "lm_head.bias"
 FINAL_NORM = ("transformer.ln_f.weight", "transformer.ln_f.bias")
-SCALE_SUFFIX = ".scale"  # of an int8 checkpoint: float32 (rows,) beside each int8 matrix
+SCALE_SUFFIX = ".scale"  # of a quantised checkpoint: beside each quantised matrix
 
 # Buffers that old versions of transformers saved: masks and rotary tables, recomputed and never read.
 _BUFFERS = re.compile(r"transformer\.h\.\d+\.attn\.(causal_mask|bias|masked_bias|embed_positions|rotary_emb\.inv_freq)")
@@ -38,10 +40,11 @@ class Rows:
 
 @dataclass(frozen=True)
 class Matrix:
-    """One matrix of the checkpoint, (rows, cols), and where in a packed weight it lands."""
+    """One matrix of the checkpoint, (rows, cols), and where in which packed weight it lands."""
 
     name: str
     shape: tuple[int, int]
+    weight: str  # w_in, w_out or lm_head
     segment: int
     parts: tuple[Rows, ...]  # in order of `start`, covering all rows
 
@@ -75,14 +78,14 @@ def layer_layout(config: CodeGenConfig, index: int) -> Layer:
     d, inner = config.n_embd, config.inner
     prefix = f"transformer.h.{index}"
     if config.model_type == "codegen":
-        projections = (Matrix(f"{prefix}.attn.qkv_proj.weight", (3 * d, d), 0, _qkv_blocks(d)),)
+        projections = (Matrix(f"{prefix}.attn.qkv_proj.weight", (3 * d, d), "w_in", 0, _qkv_blocks(d)),)
     else:
-        projections = tuple(_whole(f"{prefix}.attn.{name}_proj.weight", (d, d), section=section)
+        projections = tuple(_whole(f"{prefix}.attn.{name}_proj.weight", (d, d), "w_in", section=section)
                             for section, name in enumerate("qkv"))
     return Layer(
-        w_in=(*projections, _whole(f"{prefix}.mlp.fc_in.weight", (inner, d), section=3)),
-        w_out=(_whole(f"{prefix}.attn.out_proj.weight", (d, d), segment=0),
-               _whole(f"{prefix}.mlp.fc_out.weight", (d, inner), segment=1)),
+        w_in=(*projections, _whole(f"{prefix}.mlp.fc_in.weight", (inner, d), "w_in", section=3)),
+        w_out=(_whole(f"{prefix}.attn.out_proj.weight", (d, d), "w_out", segment=0),
+               _whole(f"{prefix}.mlp.fc_out.weight", (d, inner), "w_out", segment=1)),
         norm=(f"{prefix}.ln_1.weight", f"{prefix}.ln_1.bias"),
         bias_in=f"{prefix}.mlp.fc_in.bias",
         bias_out=f"{prefix}.mlp.fc_out.bias",
@@ -91,15 +94,43 @@ def layer_layout(config: CodeGenConfig, index: int) -> Layer:
 
 def lm_head_layout(config: CodeGenConfig, name: str = LM_HEAD) -> Matrix:
     """`name` is the embedding where the two are tied."""
-    return _whole(name, (config.vocab_size, config.n_embd))
+    return _whole(name, (config.vocab_size, config.n_embd), "lm_head")
 
 
-def int8_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a matrix in an int8 file: with a leading dimension of 1.
+def quantized_specs(matrix: Matrix, quantization: str) -> tuple[TensorSpec, TensorSpec]:
+    """The two tensors of a quantised file that hold a matrix: its codes, and under SCALE_SUFFIX their scales.
 
-    It stops programs that do not know the scales (transformers) from loading the codes as if they were weights.
+    int8: codes (1, rows, cols) int8, scales (rows,) float32. int4: two codes a byte (nibbles()), (1, rows, half of cols
+    rounded up) uint8; scales (rows, groups of columns) bfloat16. The leading dimension of 1 stops programs that do not
+    know the scales (transformers) from loading the codes as if they were weights.
     """
-    return (1, *shape)
+    rows, cols = matrix.shape
+    group = ops.INT4_GROUPS.get(packed_kinds(torch.float32, quantization)[matrix.weight])
+    scale = matrix.name + SCALE_SUFFIX
+    if group is None:
+        return (TensorSpec(matrix.name, (1, rows, cols), (torch.int8,)), TensorSpec(scale, (rows,), (torch.float32,)))
+    return (TensorSpec(matrix.name, (1, rows, -(-cols // 2)), (torch.uint8,)),
+            TensorSpec(scale, (rows, -(-cols // group)), (torch.bfloat16,)))
+
+
+def nibbles(codes: torch.Tensor) -> torch.Tensor:
+    """(n, half of cols rounded up) uint8 from codes (n, cols) int8 in [-8, 7].
+
+    Even columns plus 8 are the low halves of the bytes, odd ones the high.
+    """
+    codes = (codes + 8).view(torch.uint8)
+    if codes.shape[1] % 2:
+        codes = torch.nn.functional.pad(codes, (0, 1))
+    return codes[:, ::2] | codes[:, 1::2] << 4
+
+
+def codes_of(nibbles: torch.Tensor, cols: int) -> torch.Tensor:
+    """The (n, cols) int8 that nibbles() packed."""
+    codes = torch.empty(nibbles.shape[0], nibbles.shape[1], 2, dtype=torch.int8)
+    codes[..., 0] = nibbles & 15
+    codes[..., 1] = nibbles >> 4
+    codes = codes.sub_(8).flatten(1)
+    return codes if codes.shape[1] == cols else codes[:, :cols].contiguous()
 
 
 def expected_tensors(config: CodeGenConfig, *, lm_head: bool = True) -> Iterator[TensorSpec]:
@@ -128,12 +159,11 @@ def _matrix_specs(config: CodeGenConfig, matrix: Matrix) -> Iterator[TensorSpec]
     if config.quantization is None:
         yield TensorSpec(matrix.name, matrix.shape, FLOAT_DTYPES)
     else:
-        yield TensorSpec(matrix.name, int8_shape(matrix.shape), (torch.int8,))
-        yield TensorSpec(matrix.name + SCALE_SUFFIX, matrix.shape[:1], (torch.float32,))
+        yield from quantized_specs(matrix, config.quantization)
 
 
-def _whole(name: str, shape: tuple[int, int], *, section: int = 0, segment: int = 0) -> Matrix:
-    return Matrix(name, shape, segment, (Rows(start=0, count=shape[0], section=section, row=0),))
+def _whole(name: str, shape: tuple[int, int], weight: str, *, section: int = 0, segment: int = 0) -> Matrix:
+    return Matrix(name, shape, weight, segment, (Rows(start=0, count=shape[0], section=section, row=0),))
 
 
 def _qkv_blocks(d: int) -> tuple[Rows, ...]:

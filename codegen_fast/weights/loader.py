@@ -16,6 +16,7 @@ from tqdm import tqdm
 from .. import ops
 from ..config import CodeGenConfig
 from ..memory import check_fits, packed_kind
+from ..quantization import packed_kinds, parse_quantization, require_backend
 from . import layout
 from .checkpoint import TensorSource
 from .decoder_weights import DecoderWeights, LayerWeights
@@ -27,18 +28,21 @@ PROGRESS_AFTER_SECONDS = 1
 
 def load_weights(config: CodeGenConfig, source: TensorSource, *, dtype: torch.dtype, quantization: str | None = None,
                  device: torch.device | str = "cpu", progress: bool = True) -> DecoderWeights:
-    """The model's weights in `dtype` (float32, float16, bfloat16), its products' in int8 with quantization="int8".
+    """The model's weights in `dtype` (float32, float16, bfloat16), its products' as `quantization` says.
 
-    A checkpoint that is int8 itself stays so, bit for bit. progress: a bar on standard error if it takes over 1 s.
+    A checkpoint that is quantised itself stays so, bit for bit. progress: a bar on standard error if it takes over 1 s.
     Raises ValueError naming the tensor that is missing, unknown, of the wrong shape or type, not finite, or beyond
-    the range of `dtype`; OSError if the model is larger than the free memory.
+    the range of `dtype`; NotImplementedError for a quantisation that the device does not have; OSError if the model is
+    larger than the free memory.
     """
     if dtype not in layout.FLOAT_DTYPES:
         raise ValueError(f"dtype is {dtype}; expected torch.float32, torch.float16 or torch.bfloat16")
-    if quantization not in (None, "int8"):
-        raise ValueError(f"quantization is {quantization!r}; expected None or 'int8'")
-    quantization = quantization or config.quantization
+    quantization = parse_quantization(quantization) or config.quantization
+    if config.quantization not in (None, quantization):
+        raise ValueError(f"quantization={quantization!r} was asked for, and {source.describe()} holds a model in "
+                         f"{config.quantization}: load it as it is, or quantise the original")
     device = torch.device(device)
+    require_backend(quantization, device)
     tied = _is_tied(config, source)
     total = _check_tensors(config, source, lm_head=not tied)
     check_fits(config, dtype, quantization, device=device, scratch=CHUNK_BYTES, where=source.describe())
@@ -56,7 +60,7 @@ class _Loader:
         self._source = source
         self._dtype = dtype
         self._quantization = quantization
-        self._kind = packed_kind(dtype, quantization)
+        self._kinds = packed_kinds(dtype, quantization)
         self._device = device
         self._bar = bar
 
@@ -112,12 +116,12 @@ class _Loader:
 
     def _pack(self, matrices: tuple[layout.Matrix, ...], sections: tuple[int, ...],
               segments: tuple[int, ...]) -> ops.PackedWeight:
-        packed = ops.new_packed_weight(self._kind, sections, segments, self._device)
+        packed = ops.new_packed_weight(self._kinds[matrices[0].weight], sections, segments, self._device)
         for matrix in matrices:
             if self._config.quantization is None:
                 self._pack_matrix(packed, matrix)
             else:
-                self._pack_stored_int8(packed, matrix)
+                self._pack_stored(packed, matrix)
         return packed
 
     def _pack_matrix(self, packed: ops.PackedWeight, matrix: layout.Matrix) -> None:
@@ -129,14 +133,18 @@ class _Loader:
         if bad or overflowed:
             self._refuse(matrix.name, bad=bad, overflowed=overflowed)
 
-    def _pack_stored_int8(self, packed: ops.PackedWeight, matrix: layout.Matrix) -> None:
+    def _pack_stored(self, packed: ops.PackedWeight, matrix: layout.Matrix) -> None:
+        """A matrix of a quantised checkpoint, bit for bit."""
+        is_int4 = packed.kind in ops.INT4_GROUPS
         scale_name = matrix.name + layout.SCALE_SUFFIX
         scales = self._vector(scale_name)
-        if scales.numel() and float(scales.min()) < 0:
+        if not is_int4 and scales.numel() and float(scales.min()) < 0:
             raise ValueError(f"{self._where(scale_name)} holds a negative scale; expected amax / 127 of each row")
         for part in matrix.parts:
             for row, rows in self._chunks(matrix.name, part.start, part.count):
-                if rows.numel() and int(rows.min()) < -127:
+                if is_int4:
+                    rows = layout.codes_of(rows, matrix.shape[1])
+                elif rows.numel() and int(rows.min()) < -127:
                     raise ValueError(f"{self._where(matrix.name)} holds -128; expected int8 values from -127 to 127")
                 first = part.start + row
                 ops.pack_quantized(packed, rows, scales[first:first + rows.shape[0]], section=part.section,
@@ -145,7 +153,7 @@ class _Loader:
     def _chunks(self, name: str, start: int = 0, count: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
         """(row, rows) over rows start .. start+count of a matrix, on the device; row counts from `start`."""
         matrix = self._source.get(name)
-        if matrix.dim() == 3:  # layout.int8_shape
+        if matrix.dim() == 3:  # layout.quantized_specs
             matrix = matrix[0]
         count = matrix.shape[0] if count is None else count
         row_bytes = matrix.shape[1] * matrix.element_size()
@@ -188,7 +196,7 @@ def _count_not_finite(values: torch.Tensor) -> int:
 
 
 def _is_tied(config: CodeGenConfig, source: TensorSource) -> bool:
-    """Whether lm_head is packed from the embedding. int8 files hold it quantised even where it is tied."""
+    """Whether lm_head is packed from the embedding. Quantised files hold it quantised even where it is tied."""
     return config.tie_word_embeddings and config.quantization is None and layout.LM_HEAD not in source.names()
 
 

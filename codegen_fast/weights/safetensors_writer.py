@@ -16,7 +16,8 @@ from typing import Callable, Iterable, Sequence
 
 import torch
 
-_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
+_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8",
+          torch.uint8: "U8"}
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from typing import Any, Iterator
 import torch
 
 from .. import ops
-from ..config import INT8_QUANTIZATION_CONFIG, CodeGenConfig
+from ..config import CodeGenConfig
 from ..memory import gigabytes
+from ..quantization import to_config
 from . import hub, layout
 from .decoder_weights import DecoderWeights
 from .loader import CHUNK_BYTES
@@ -27,9 +28,10 @@ def save_checkpoint(folder: str | Path, config: CodeGenConfig, weights: DecoderW
                     generation_config: dict[str, Any] | None = None, *, max_shard_bytes: int = 5_000_000_000) -> None:
     """Writes config.json, generation_config.json (unless None) and model.safetensors or its shards into the folder.
 
-    Unquantised folders load in transformers. int8: each matrix as int8 with <name>.scale (float32, one a row), read
-    back bit for bit by load_weights(). Memory taken is a chunk of a tensor. Files are written into a folder beside
-    their place and renamed when all are whole; on an error (OSError: no room, no permission) nothing is left behind.
+    Unquantised folders load in transformers. Quantised: each matrix as its codes, with <name>.scale
+    (layout.quantized_specs), read back bit for bit by load_weights(). Memory taken is a chunk of a tensor. Files are
+    written into a folder beside their place and renamed when all are whole; on an error (OSError: no room, no
+    permission) nothing is left behind.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -62,7 +64,7 @@ def _config_of(config: CodeGenConfig, weights: DecoderWeights) -> CodeGenConfig:
     extra = {key: value for key, value in config.extra.items() if key != "quantization_config"}
     extra["architectures"] = [_ARCHITECTURES[config.model_type]]
     if weights.quantization is not None:
-        extra["quantization_config"] = INT8_QUANTIZATION_CONFIG
+        extra["quantization_config"] = to_config(weights.quantization)
     return dataclasses.replace(config, dtype=weights.dtype, extra=extra)
 
 
@@ -142,8 +144,13 @@ def _matrix(matrix: layout.Matrix, packed: ops.PackedWeight, weights: DecoderWei
     if weights.quantization is None:
         yield Entry(matrix.name, weights.dtype, matrix.shape,
                     lambda: (ops.unpack(packed, n, weights.dtype, **place) for n, place in places()))
-    else:
-        yield Entry(matrix.name, torch.int8, layout.int8_shape(matrix.shape),
-                    lambda: (ops.unpack_quantized(packed, n, **place)[0] for n, place in places()))
-        yield Entry(matrix.name + layout.SCALE_SUFFIX, torch.float32, matrix.shape[:1],
-                    lambda: (ops.unpack_quantized(packed, n, **place)[1] for n, place in places()))
+        return
+
+    def quantized() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return (ops.unpack_quantized(packed, n, **place) for n, place in places())
+
+    codes, scales = layout.quantized_specs(matrix, weights.quantization)
+    as_stored = layout.nibbles if codes.dtypes[0] == torch.uint8 else lambda values: values
+    yield Entry(codes.name, codes.dtypes[0], codes.shape, lambda: (as_stored(values) for values, _ in quantized()))
+    yield Entry(scales.name, scales.dtypes[0], scales.shape,
+                lambda: (values.to(scales.dtypes[0]) for _, values in quantized()))

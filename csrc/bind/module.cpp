@@ -3,6 +3,7 @@
 
 #include "../cpu/bandwidth.h"
 #include "../cpu/dispatch.h"
+#include "../cpu/huge_pages.h"
 #include "../cpu/pool.h"
 #ifdef CODEGEN_FAST_HAVE_CUDA
 #include "../cuda/devices.h"
@@ -10,6 +11,7 @@
 #include "../philox.h"
 #include "define.h"
 #include "stops.h"
+#include "tensors.h"
 
 namespace codegen_fast::bind {
 namespace {
@@ -60,6 +62,10 @@ void bind_machine(py::module_& m) {
   m.def("force_isa", &cpu::force_isa, py::arg("name"));
   m.def("set_num_threads", &cpu::set_num_threads, py::arg("n"), py::call_guard<py::gil_scoped_release>());
   m.def("num_threads", &cpu::num_threads);
+  m.def("prefer_huge_pages", [](py::handle data) {
+    const TensorView bytes = view(data, "data");
+    cpu::prefer_huge_pages(bytes.data, bytes.numel() * dtype_bytes(bytes.dtype));
+  }, py::arg("data"));
   m.def("read_bandwidth", &cpu::read_bandwidth, py::arg("bytes"), py::arg("seconds"),
         py::call_guard<py::gil_scoped_release>());
   m.def("philox_uniform", &philox_uniform, py::arg("seed"), py::arg("sample_index"), py::arg("position"));

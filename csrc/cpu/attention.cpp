@@ -57,13 +57,17 @@ void attention(TensorView& act, const TensorView& q, const KVCache& cache, int64
   int64_t longest = 0;
   for (int64_t t = 0; t < tokens; ++t) longest = std::max<int64_t>(longest, places[t].position + 1);
 
-  auto attend = [&](int64_t t, int64_t head, int64_t split, float* out) {
-    const int64_t first = split * kSplit, count = std::min<int64_t>(kSplit, places[t].position + 1 - first);
-    float scaled[kMaxHeadDim];
-    const float* query = q.as<float>() + t * q.strides[0] + head * head_dim;
-    for (int64_t i = 0; i < head_dim; ++i) scaled[i] = query[i] * scale;
-    return k.attend(out, scaled, cache.pages.data, page_elements, cache.pages.dtype,
-                    pages_of(batch, places[t].sequence) + first / kPage, count, head, head_dim);
+  // Of tokens t .. t + n of one sequence, n at most kQueries: their part of a split that all of them see.
+  auto attend = [&](int64_t t, int64_t n, int64_t head, int64_t split, float* out, AttentionPartial* partials) {
+    const int64_t first = split * kSplit;
+    float scaled[kQueries * kMaxHeadDim];
+    for (int64_t m = 0; m < n; ++m) {
+      const float* query = q.as<float>() + (t + m) * q.strides[0] + head * head_dim;
+      for (int64_t i = 0; i < head_dim; ++i) scaled[m * head_dim + i] = query[i] * scale;
+    }
+    k.attend({out, partials, scaled, pages_of(batch, places[t].sequence) + first / kPage, page_elements, head,
+              places[t].position + 1 - first, n},
+             cache.pages.data, cache.pages.dtype, head_dim);
   };
   auto finish = [&](int64_t t, int64_t head, const Running& state, const float* total) {
     float* out = act.as<float>() + t * act.strides[0] + head * head_dim;
@@ -80,7 +84,8 @@ void attention(TensorView& act, const TensorView& q, const KVCache& cache, int64
         const int64_t t = i / splits / n_head;
         if (i % splits >= splits_of(places[t].position + 1)) continue;
         float* at = partials + i * stride;
-        const AttentionPartial part = attend(t, i / splits % n_head, i % splits, at + 2);
+        AttentionPartial part;
+        attend(t, 1, i / splits % n_head, i % splits, at + 2, &part);
         at[0] = part.max;
         at[1] = part.sum;
       }
@@ -99,22 +104,34 @@ void attention(TensorView& act, const TensorView& q, const KVCache& cache, int64
     return;
   }
 
-  auto whole = [&](int64_t begin, int64_t end) {
+  // Tokens t .. t + n of one sequence and one head, all splits. Later tokens see splits that the first does not.
+  auto together = [&](int64_t t, int64_t n, int64_t head) {
+    Running states[kQueries];
+    float totals[kQueries * kMaxHeadDim], values[kQueries * kMaxHeadDim];
+    std::memset(totals, 0, n * head_dim * sizeof(float));
+    for (int64_t s = 0; s < splits_of(places[t + n - 1].position + 1); ++s) {
+      int64_t from = 0;
+      while (s >= splits_of(places[t + from].position + 1)) ++from;
+      AttentionPartial parts[kQueries];
+      attend(t + from, n - from, head, s, values, parts);
+      for (int64_t m = from; m < n; ++m)
+        merge(states[m], totals + m * head_dim, parts[m - from], values + (m - from) * head_dim, head_dim);
+    }
+    for (int64_t m = 0; m < n; ++m) finish(t + m, head, states[m], totals + m * head_dim);
+  };
+  // Head after head, so that what the tokens of a sequence have in common is read from cache and not from memory.
+  const int64_t blocks = (tokens + kQueries - 1) / kQueries, items = n_head * blocks;
+  auto some = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t t = i / n_head, head = i % n_head;
-      Running state;
-      float total[kMaxHeadDim], values[kMaxHeadDim];
-      std::memset(total, 0, head_dim * sizeof(float));
-      for (int64_t s = 0; s < splits_of(places[t].position + 1); ++s) {
-        const AttentionPartial part = attend(t, head, s, values);
-        merge(state, total, part, values, head_dim);
+      const int64_t head = i / blocks, last = std::min(tokens, (i % blocks + 1) * kQueries);
+      for (int64_t t = i % blocks * kQueries, n; t < last; t += n) {
+        for (n = 1; t + n < last && places[t + n].sequence == places[t].sequence;) ++n;
+        together(t, n, head);
       }
-      finish(t, head, state, total);
     }
   };
-  // Work grows with the position: small pieces, handed out from the front, even it out.
-  if (pairs * longest * head_dim <= 16384) whole(0, pairs);
-  else parallel_for(pairs, grain_for(pairs, 16), whole);
+  if (pairs * longest * head_dim <= 16384) some(0, items);
+  else parallel_for(items, 1, some);
 }
 
 }  // namespace codegen_fast::cpu

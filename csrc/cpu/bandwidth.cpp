@@ -3,9 +3,13 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstdlib>
 #include <memory>
+#include <new>
 
 #include "dispatch.h"
+#include "huge_pages.h"
+#include "layout.h"
 #include "pool.h"
 
 namespace codegen_fast::cpu {
@@ -14,7 +18,12 @@ double read_bandwidth(int64_t bytes, double seconds) {
   using clock = std::chrono::steady_clock;
   constexpr int64_t kPiece = 1 << 18;  // floats that a thread takes at a time: 1 MB
   const int64_t pieces = std::max<int64_t>(bytes / 4 / kPiece, 1);
-  std::unique_ptr<float[]> buffer(new float[pieces * kPiece]);
+  // As weights lie: on huge pages.
+  const std::unique_ptr<float, decltype(&std::free)> memory(
+      static_cast<float*>(std::aligned_alloc(kHugePage, round_up(pieces * kPiece * 4, kHugePage))), &std::free);
+  if (!memory) throw std::bad_alloc();
+  float* const buffer = memory.get();
+  prefer_huge_pages(buffer, pieces * kPiece * 4);
   parallel_for(pieces, grain_for(pieces), [&](int64_t begin, int64_t end) {
     // Different everywhere: pages of equal content may be merged below a virtual machine.
     for (int64_t i = begin * kPiece; i < end * kPiece; ++i)

@@ -13,8 +13,9 @@ DType activation_type(const TensorView& x) {
 void check_page_type(const TensorView& pages) { check_dtype(pages, {DType::f32, DType::f16, DType::bf16}); }
 
 void check_weight_type(const PackedWeight& w, const char* name) {
-  if (w.dtype != DType::f32 && w.dtype != DType::f16 && w.dtype != DType::bf16 && w.dtype != DType::i8)
-    throw TypeError(std::string(name) + ": expected float32, float16, bfloat16 or int8 weights, got " +
+  if (w.dtype != DType::f32 && w.dtype != DType::f16 && w.dtype != DType::bf16 && w.dtype != DType::i8 &&
+      w.dtype != DType::i4)
+    throw TypeError(std::string(name) + ": expected float32, float16, bfloat16, int8 or int4 weights, got " +
                     dtype_name(w.dtype));
 }
 

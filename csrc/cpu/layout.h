@@ -3,7 +3,10 @@
 // Rows stand in panels of kPanel; a section begins a new panel, and missing rows of its last panel are zeros.
 //   f32, f16, bf16: data[panel][column][lane]
 //   i8:             data[panel][quad][lane][column in quad], every segment rounded up to whole quads
-//   scales:         scales[segment][panel][lane]
+//   scales of i8:   scales[segment][panel][lane]
+//   i4:             data[panel][group][bfloat16 scale of every lane, then pair][lane][column in quad], bytes whose low
+//                   half is a column of the pair's first quad and whose high half one of its second; every segment
+//                   rounded up to whole pairs
 // So a product reads a panel from its first byte to its last, in order, and panels follow each other.
 #pragma once
 
@@ -14,6 +17,9 @@ namespace codegen_fast::cpu {
 
 inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 inline int64_t panels_of(int64_t rows) { return (rows + kPanel - 1) / kPanel; }
+
+// Whether products quantise their activations.
+inline bool is_quantized(const PackedWeight& w) { return w.dtype == DType::i8 || w.dtype == DType::i4; }
 
 inline int64_t num_panels(const PackedWeight& w) {
   int64_t n = 0;
@@ -27,17 +33,37 @@ inline int64_t first_panel(const PackedWeight& w, int64_t section) {
   return n;
 }
 
-// Columns that segments before `segment` take in a panel.
+// A multiple of so many columns is stored of every segment.
+inline int64_t column_padding(const PackedWeight& w) {
+  return w.dtype == DType::i8 ? kQuad : w.dtype == DType::i4 ? kPair : 1;
+}
+
+// Columns that segments before `segment` take in a panel, and in a row of quantised activations.
 inline int64_t first_column(const PackedWeight& w, int64_t segment) {
   int64_t n = 0;
-  for (int i = 0; i < segment; ++i)
-    n += w.dtype == DType::i8 ? round_up(w.segment_cols[i], kQuad) : w.segment_cols[i];
+  for (int i = 0; i < segment; ++i) n += round_up(w.segment_cols[i], column_padding(w));
   return n;
 }
 
 inline int64_t stored_columns(const PackedWeight& w) { return first_column(w, w.num_segments); }
-inline int64_t panel_bytes(const PackedWeight& w) { return stored_columns(w) * kPanel * dtype_bytes(w.dtype); }
 
+// i4: bytes of a group of so many columns in a panel: bfloat16 scales, then nibbles.
+inline int64_t group_bytes(int64_t columns) { return kPanel * (2 + round_up(columns, kPair) / 2); }
+
+// Bytes of a panel before its segment `segment`.
+inline int64_t segment_offset(const PackedWeight& w, int64_t segment) {
+  if (w.dtype != DType::i4) return first_column(w, segment) * kPanel * dtype_bytes(w.dtype);
+  int64_t n = 0;
+  for (int i = 0; i < segment; ++i) {
+    const int64_t whole = w.segment_cols[i] / w.group_cols, rest = w.segment_cols[i] % w.group_cols;
+    n += whole * group_bytes(w.group_cols) + (rest ? group_bytes(rest) : 0);
+  }
+  return n;
+}
+
+inline int64_t panel_bytes(const PackedWeight& w) { return segment_offset(w, w.num_segments); }
+
+// Groups of activations in a row.
 inline int64_t num_groups(const PackedWeight& w) {
   int64_t n = 0;
   for (int i = 0; i < w.num_segments; ++i) n += (w.segment_cols[i] + kGroup - 1) / kGroup;

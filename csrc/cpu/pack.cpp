@@ -1,93 +1,25 @@
-// Packing, quantisation and their inverses: the only code that writes or reads the order of elements in a weight.
-#include <algorithm>
+// Packing, quantisation and their inverses: with pack_int4.cpp the only code that writes or reads the order of elements
+// in a weight.
 #include <atomic>
-#include <cmath>
-#include <cstring>
 
 #include "checks.h"
 #include "dispatch.h"
-#include "layout.h"
-#include "pool.h"
+#include "packing.h"
 
 namespace codegen_fast::cpu {
 namespace {
 
 constexpr int64_t kBlock = 64;  // columns that are converted at a time, on the stack; a multiple of kQuad
 
-// The rows of one panel that a call writes or reads: lanes first_lane .. first_lane + lanes of panel `panel`, which
-// are rows first_row ... of the caller's tensor.
-struct PanelRows {
-  int64_t panel, first_lane, lanes, first_row;
-};
-
-// Calls f(PanelRows) on the threads for rows row .. row + n of a section.
-template <class F>
-void for_panels(const PackedWeight& w, int64_t section, int64_t row, int64_t n, F&& f) {
-  if (n == 0) return;
-  const int64_t first = row / kPanel, last = (row + n - 1) / kPanel, base = first_panel(w, section);
-  parallel_for(last - first + 1, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t p = first + begin; p < first + end; ++p) {
-      const int64_t from = std::max(row, p * kPanel), to = std::min(row + n, (p + 1) * kPanel);
-      f(PanelRows{base + p, from - p * kPanel, to - from, from - row});
-    }
-  });
-}
-
-template <class T>
-T* columns_of(const PackedWeight& w, int64_t panel, int64_t segment) {
-  return reinterpret_cast<T*>(w.data.as<char>() + panel * panel_bytes(w)) + first_column(w, segment) * kPanel;
-}
-
 float* scales_of(const PackedWeight& w, PanelRows at, int64_t segment) {
   return w.scales.as<float>() + (segment * num_panels(w) + at.panel) * kPanel + at.first_lane;
 }
-
-const char* row_of(const TensorView& t, int64_t row) {
-  return t.as<char>() + row * t.strides[0] * dtype_bytes(t.dtype);
-}
-
-// Counts of values that cannot be stored as they are.
-struct Faults {
-  int32_t non_finite = 0, overflowed = 0;
-};
 
 // The magnitude from which a finite value rounds to infinity in a narrower type.
 float overflow_bound(DType to) {
   if (to == DType::f16) return 65520.0f;
   if (to == DType::bf16) return 3.3961775e38f;  // halfway between the largest bfloat16 and 2^128
   return INFINITY;
-}
-
-// The largest magnitude as float bits, which order as the floats do: at least 0x7f800000 where there is a NaN or an
-// infinity. As integers, because compilers vectorise their maximum and not that of floats.
-int32_t largest_bits(const float* v, int64_t n) {
-  int32_t m = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    int32_t bits;
-    std::memcpy(&bits, v + i, 4);
-    bits &= 0x7fffffff;
-    m = bits > m ? bits : m;
-  }
-  return m;
-}
-
-float as_float(int32_t bits) {
-  float f;
-  std::memcpy(&f, &bits, 4);
-  return f;
-}
-
-Faults count_faults(const float* v, int64_t n, float bound) {
-  Faults f;
-  const float largest = as_float(largest_bits(v, n));
-  if (largest < bound && largest <= 3.402823466e38f) return f;
-  for (int64_t i = 0; i < n; ++i) {
-    const float a = std::fabs(v[i]);
-    const bool finite = a <= 3.402823466e38f;
-    f.non_finite += !finite;
-    f.overflowed += finite && a >= bound;
-  }
-  return f;
 }
 
 // round_half_even(v * inverse) for |v * inverse| <= 127: adding 1.5 * 2^23 rounds to the nearest even integer.
@@ -106,11 +38,6 @@ void for_blocks(int64_t columns, F&& f) {
   for (int64_t c = 0; c < columns; c += kBlock) f(c, std::min(kBlock, columns - c));
 }
 
-void add(Faults& total, Faults f) {
-  total.non_finite += f.non_finite;
-  total.overflowed += f.overflowed;
-}
-
 // A block of all rows is converted, then written column by column: the panel is filled from its first byte to its last.
 template <class T>
 Faults pack_panel(const PackedWeight& w, PanelRows at, int64_t segment, const TensorView& source) {
@@ -123,7 +50,7 @@ Faults pack_panel(const PackedWeight& w, PanelRows at, int64_t segment, const Te
     for (int64_t r = 0; r < at.lanes; ++r) {
       const char* from = row_of(source, at.first_row + r) + column * dtype_bytes(source.dtype);
       kernels().to_f32(values, from, source.dtype, n);
-      add(faults, count_faults(values, n, bound));
+      faults += count_faults(values, n, bound);
       if (source.dtype == w.dtype) std::memcpy(block[r], from, n * sizeof(T));
       else kernels().from_f32(block[r], values, w.dtype, n);
     }
@@ -149,7 +76,7 @@ Faults quantize_panel(const PackedWeight& w, PanelRows at, int64_t segment, cons
     int32_t largest = 0;
     for_blocks(source.shape[1], [&](int64_t column, int64_t n) {
       kernels().to_f32(values, from + column * dtype_bytes(source.dtype), source.dtype, n);
-      add(faults, count_faults(values, n, INFINITY));
+      faults += count_faults(values, n, INFINITY);
       largest = std::max(largest, largest_bits(values, n));
     });
     const float amax = as_float(largest);
@@ -174,7 +101,7 @@ void unpack_panel(TensorView& out, const PackedWeight& w, PanelRows at, int64_t 
   const T* data = columns_of<T>(w, at.panel, segment) + at.first_lane * (sizeof(T) == 1 ? kQuad : 1);
   for_blocks(out.shape[1], [&](int64_t column, int64_t n) {
     for (int64_t r = 0; r < at.lanes; ++r) {
-      char* to = const_cast<char*>(row_of(out, at.first_row + r)) + column * dtype_bytes(out.dtype);
+      char* to = row_of(out, at.first_row + r) + column * dtype_bytes(out.dtype);
       T stored[kBlock];
       float values[kBlock];
       for (int64_t i = 0; i < n; ++i) {
@@ -211,6 +138,7 @@ void pack(PackedWeight& w, int64_t section, int64_t row, int64_t segment, const 
 
   for_panels(w, section, row, source.shape[0], [&](PanelRows at) {
     const Faults f = w.dtype == DType::i8    ? quantize_panel(w, at, segment, source)
+                     : w.dtype == DType::i4  ? quantize_panel_i4(w, at, segment, source)
                      : w.dtype == DType::f32 ? pack_panel<float>(w, at, segment, source)
                                              : pack_panel<uint16_t>(w, at, segment, source);
     int32_t* s = status.as<int32_t>();
@@ -234,6 +162,7 @@ void pack_quantized(PackedWeight& w, int64_t section, int64_t row, int64_t segme
   check_pack_quantized(kRules, w, section, row, segment, source, scales);
 
   for_panels(w, section, row, source.shape[0], [&](PanelRows at) {
+    if (w.dtype == DType::i4) return put_panel_i4(w, at, segment, source, scales);
     int8_t* data = columns_of<int8_t>(w, at.panel, segment);
     for (int64_t r = 0; r < at.lanes; ++r) {
       put_quads(data, at.first_lane + r, 0, reinterpret_cast<const int8_t*>(row_of(source, at.first_row + r)),
@@ -249,6 +178,7 @@ void unpack(TensorView& out, TensorView& out_scales, const PackedWeight& w, int6
   const bool raw = out.dtype == DType::i8;
 
   for_panels(w, section, row, out.shape[0], [&](PanelRows at) {
+    if (w.dtype == DType::i4) return unpack_panel_i4(out, out_scales, w, at, segment);
     if (w.dtype == DType::i8) unpack_panel<int8_t>(out, w, at, segment);
     else if (w.dtype == DType::f32) unpack_panel<float>(out, w, at, segment);
     else unpack_panel<uint16_t>(out, w, at, segment);

@@ -25,6 +25,7 @@ inline void pause() {
 
 // Between two ops of a decode step a few microseconds of Python pass; waking a sleeping thread costs tens.
 constexpr int kSpins = 4000;
+constexpr int kMaxThreads = 256;
 
 class Pool {
  public:
@@ -36,7 +37,7 @@ class Pool {
     stop();
     quit_.store(false);
     try {
-      for (int i = 1; i < n; ++i) workers_.emplace_back([this] { work(); });
+      for (int i = 1; i < n; ++i) workers_.emplace_back([this, i] { work(i); });
     } catch (const std::system_error&) {
       // The system gives no more threads: those there are do the work, and results are the same.
     }
@@ -49,15 +50,18 @@ class Pool {
       body(context, 0, n);
       return;
     }
-    n_ = n;
+    const int threads = size();
+    for (int i = 0; i < threads; ++i) {
+      shares_[i].next.store(n * i / threads, std::memory_order_relaxed);
+      shares_[i].end = n * (i + 1) / threads;
+    }
     grain_ = grain;
     body_ = body;
     context_ = context;
-    next_.store(0, std::memory_order_relaxed);
     open_.store(true);
     generation_.fetch_add(1);
     generation_.notify_all();
-    take_pieces();
+    take_pieces(0);
     // A worker that has not woken by now finds the region closed and never touches it.
     open_.store(false);
     for (int spins = 0; active_.load() != 0;) {
@@ -68,15 +72,25 @@ class Pool {
   }
 
  private:
-  void take_pieces() {
-    for (;;) {
-      const int64_t begin = next_.fetch_add(grain_, std::memory_order_relaxed);
-      if (begin >= n_) return;
-      body_(context_, begin, std::min(begin + grain_, n_));
+  // A share of the range, which its thread takes from the front, a stream of its own; who is done helps the others.
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+
+  void take_pieces(int thread) {
+    const int threads = size();
+    for (int i = 0; i < threads; ++i) {
+      Share& share = shares_[(thread + i) % threads];
+      for (;;) {
+        const int64_t begin = share.next.fetch_add(grain_, std::memory_order_relaxed);
+        if (begin >= share.end) break;
+        body_(context_, begin, std::min(begin + grain_, share.end));
+      }
     }
   }
 
-  void work() {
+  void work(int thread) {
     const FloatEnvironment standard;
     uint64_t seen = 0;
     for (;;) {
@@ -85,7 +99,7 @@ class Pool {
       seen = generation_.load();
       if (quit_.load()) return;
       active_.fetch_add(1);
-      if (open_.load()) take_pieces();
+      if (open_.load()) take_pieces(thread);
       active_.fetch_sub(1);
     }
   }
@@ -106,8 +120,8 @@ class Pool {
   std::atomic<bool> open_{false};
   std::atomic<bool> quit_{false};
   std::atomic<int> active_{0};  // workers that may be reading the region below
-  std::atomic<int64_t> next_{0};
-  int64_t n_ = 0, grain_ = 1;
+  Share shares_[kMaxThreads];
+  int64_t grain_ = 1;
   detail::Body body_ = nullptr;
   void* context_ = nullptr;
 };
@@ -126,7 +140,7 @@ Pool& pool() {
 
 void set_num_threads(int n) {
   if (n < 1) throw ValueError("num_threads: expected at least 1, got " + std::to_string(n));
-  pool().resize(std::min(n, 256));
+  pool().resize(std::min(n, kMaxThreads));
 }
 
 int num_threads() { return pool().size(); }

@@ -16,8 +16,8 @@ using Body = void (*)(void* context, int64_t begin, int64_t end);
 void parallel_for(int64_t n, int64_t grain, Body body, void* context);
 }  // namespace detail
 
-// Calls f(begin, end) for disjoint pieces that cover [0, n). Pieces of `grain` items are handed out in order to
-// whichever thread is free. While another thread's parallel_for runs, the caller does all of it as one piece.
+// Calls f(begin, end) for disjoint pieces that cover [0, n). Every thread has a contiguous share of the range and takes
+// pieces of `grain` items from its front; who is done with it takes from the others' shares. While another thread's parallel_for runs, the caller does all of it as one piece.
 // f must neither throw nor call parallel_for.
 template <class F>
 void parallel_for(int64_t n, int64_t grain, F&& f) {

@@ -1,12 +1,15 @@
 #include "product.h"
 
+#include <algorithm>
+
 #include "checks.h"
 
 namespace codegen_fast::cpu {
 
 int64_t ProductScratch::bytes(int64_t rows, const PackedWeight& w, bool with_norm) {
-  int64_t n = with_norm ? round_up(rows * w.in_features() * 4, 64) : 0;
-  if (w.dtype == DType::i8) n += round_up(rows * stored_columns(w), 64) + round_up(rows * num_groups(w) * 4, 64);
+  int64_t n = with_norm ? round_up(rows * normed_stride(w) * 4, 64) : 0;
+  if (is_quantized(w))
+    n += rows * q_stride(w) + round_up(rows * num_groups(w) * 4, 64) * (1 + kSumsPerGroup);
   return n;
 }
 
@@ -14,13 +17,15 @@ ProductScratch::ProductScratch(const TensorView& workspace, int64_t rows, const 
   char* at = workspace.as<char>();
   if (with_norm) {
     normed = reinterpret_cast<float*>(at);
-    at += round_up(rows * w.in_features() * 4, 64);
+    at += round_up(rows * normed_stride(w) * 4, 64);
   }
-  if (w.dtype == DType::i8) {
+  if (is_quantized(w)) {
     q = reinterpret_cast<int8_t*>(at);
-    at += round_up(rows * stored_columns(w), 64);
+    at += rows * q_stride(w);
     q_scales = reinterpret_cast<float*>(at);
     at += round_up(rows * num_groups(w) * 4, 64);
+    q_sums = reinterpret_cast<int32_t*>(at);
+    at += round_up(rows * num_groups(w) * 4, 64) * kSumsPerGroup;
   }
   rest = at;
 }
@@ -28,12 +33,22 @@ ProductScratch::ProductScratch(const TensorView& workspace, int64_t rows, const 
 void quantize_activations(TensorView& q, TensorView& scales, const TensorView& x, const PackedWeight& w) {
   check_quantize_activations(kRules, q, scales, x, w);
 
-  TensorView none;
-  ProductScratch scratch(none, 0, w, false);
-  scratch.q = q.as<int8_t>();
-  scratch.q_scales = scales.as<float>();
-  prepare_rows([&](int64_t t) { return x.as<float>() + t * x.strides[0]; }, x.shape[0], x.strides[0], nullptr, w,
-               scratch);
+  const Kernels& k = kernels();
+  const int64_t rows = x.shape[0], groups = num_groups(w);
+  parallel_for(rows, grain_for(rows), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const float* from = x.as<float>() + t * x.strides[0];
+      float* to_scales = scales.as<float>() + t * groups;
+      for (int s = 0; s < w.num_segments; from += w.segment_cols[s], ++s) {
+        int8_t* codes = q.as<int8_t>() + t * stored_columns(w) + first_column(w, s);
+        // A group at a time: nobody asked for the sums, and an op allocates nothing.
+        for (int64_t c = 0; c < w.segment_cols[s]; c += kGroup) {
+          int32_t sums[kSumsPerGroup];
+          k.quantize(codes + c, to_scales++, sums, from + c, std::min<int64_t>(kGroup, w.segment_cols[s] - c));
+        }
+      }
+    }
+  });
 }
 
 }  // namespace codegen_fast::cpu

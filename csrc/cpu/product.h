@@ -2,19 +2,33 @@
 // the threads, and an epilogue for every finished piece.
 #pragma once
 
+#include <algorithm>
+
 #include "dispatch.h"
 #include "layout.h"
 #include "pool.h"
 
 namespace codegen_fast::cpu {
 
+constexpr int kSumsPerGroup = kGroup / kSumColumns;
+// Rows that a product reads side by side must not lie a multiple of 4096 bytes apart: they would share a few lines of
+// the first cache.
+constexpr int64_t kRowPadding = 64;
+// What memory delivers to a thread while the epilogue of a few rows runs, asked for beforehand, behind what the kernels
+// have asked for already.
+constexpr int64_t kFewRows = 4, kEpilogueBytes = 4096, kAheadBytes = 2048;
+constexpr int64_t kPieceBytes = 1 << 15;  // of a weight that a thread takes at a time
+
 // Scratch of a product, laid out in the caller's workspace.
 struct ProductScratch {
-  float* normed = nullptr;        // (T, K): the LayerNorm of the rows, where there is one
-  int8_t* q = nullptr;            // (T, stored columns): the quantised rows, for int8 weights
+  float* normed = nullptr;        // (T, normed_stride): the LayerNorm of the rows, where there is one
+  int8_t* q = nullptr;            // (T, q_stride): the quantised rows, for int8 weights
   float* q_scales = nullptr;      // (T, groups)
+  int32_t* q_sums = nullptr;      // (T, groups, kGroup / kSumColumns)
   char* rest = nullptr;           // what an op appends of its own, 64-byte aligned
 
+  static int64_t normed_stride(const PackedWeight& w) { return w.in_features() + kRowPadding / sizeof(float); }
+  static int64_t q_stride(const PackedWeight& w) { return round_up(stored_columns(w), 64) + kRowPadding; }
   static int64_t bytes(int64_t rows, const PackedWeight& w, bool with_norm);
   ProductScratch(const TensorView& workspace, int64_t rows, const PackedWeight& w, bool with_norm);
 };
@@ -23,10 +37,7 @@ struct ProductScratch {
 struct ProductRows {
   const float* x = nullptr;
   int64_t x_stride = 0;
-  const int8_t* q = nullptr;
-  int64_t q_stride = 0;
-  const float* q_scales = nullptr;
-  int64_t q_scales_stride = 0;
+  QuantizedRows quantized{};
   int64_t count = 0;
 };
 
@@ -35,22 +46,26 @@ template <class Source>
 ProductRows prepare_rows(Source&& source, int64_t rows, int64_t x_stride, const Norm* norm, const PackedWeight& w,
                          const ProductScratch& scratch) {
   const Kernels& k = kernels();
-  const int64_t columns = w.in_features(), q_stride = stored_columns(w), groups = num_groups(w);
-  const bool quantized = w.dtype == DType::i8;
+  const int64_t columns = w.in_features(), q_stride = ProductScratch::q_stride(w), groups = num_groups(w);
+  const bool quantized = is_quantized(w);
   auto prepare = [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const float* x = source(t);
       if (norm) {
-        float* out = scratch.normed + t * columns;
+        float* out = scratch.normed + t * scratch.normed_stride(w);
         if (x) k.layer_norm(out, x, norm->weight.as<float>(), norm->bias.as<float>(), norm->eps, columns);
         else for (int64_t i = 0; i < columns; ++i) out[i] = __builtin_nanf("");
         x = out;
       }
       if (!quantized) continue;
-      float* scales = scratch.q_scales + t * groups;
+      int64_t group = t * groups;
       for (int s = 0; s < w.num_segments; x += w.segment_cols[s], ++s) {
-        k.quantize(scratch.q + t * q_stride + first_column(w, s), scales, x, w.segment_cols[s]);
-        scales += (w.segment_cols[s] + kGroup - 1) / kGroup;
+        k.quantize(scratch.q + t * q_stride + first_column(w, s), scratch.q_scales + group,
+                   scratch.q_sums + group * kSumsPerGroup, x, w.segment_cols[s]);
+        // quantize() fills up a quad; int4 reads pairs of them.
+        for (int64_t c = first_column(w, s) + round_up(w.segment_cols[s], kQuad); c < first_column(w, s + 1); ++c)
+          scratch.q[t * q_stride + c] = 0;
+        group += (w.segment_cols[s] + kGroup - 1) / kGroup;
       }
     }
   };
@@ -62,13 +77,10 @@ ProductRows prepare_rows(Source&& source, int64_t rows, int64_t x_stride, const 
   ProductRows r;
   r.count = rows;
   if (quantized) {
-    r.q = scratch.q;
-    r.q_stride = q_stride;
-    r.q_scales = scratch.q_scales;
-    r.q_scales_stride = groups;
+    r.quantized = {scratch.q, scratch.q_scales, scratch.q_sums, q_stride, groups, rows};
   } else {
     r.x = norm ? scratch.normed : source(0);
-    r.x_stride = norm ? columns : x_stride;
+    r.x_stride = norm ? scratch.normed_stride(w) : x_stride;
   }
   return r;
 }
@@ -91,7 +103,9 @@ void multiply(const PackedWeight& w, const ProductRows& rows, Epilogue&& epilogu
   if (rows.count == 0) return;
   const Kernels& k = kernels();
   const int64_t panels = num_panels(w), bytes = panel_bytes(w);
-  parallel_for(panels, grain_for(panels), [&](int64_t begin, int64_t end) {
+  // Small pieces: at the end of an op every thread waits for the last. Taking one costs nanoseconds.
+  const int64_t grain = std::max<int64_t>(1, kPieceBytes / bytes);
+  parallel_for(panels, grain, [&](int64_t begin, int64_t end) {
     alignas(64) float c[kTokens * kPanel];
     for (int64_t p = begin; p < end; ++p) {
       int section = 0;
@@ -106,12 +120,19 @@ void multiply(const PackedWeight& w, const ProductRows& rows, Epilogue&& epilogu
         int64_t x_column = 0, group = 0;
         for (int s = 0; s < w.num_segments; ++s) {
           const int64_t columns = w.segment_cols[s];
-          if (w.dtype == DType::i8) {
+          if (is_quantized(w)) {
             const int64_t column = first_column(w, s);
-            k.panel_product_i8(c, rows.q + t * rows.q_stride + column, rows.q_stride,
-                               rows.q_scales + t * rows.q_scales_stride + group, rows.q_scales_stride,
-                               reinterpret_cast<const int8_t*>(panel) + column * kPanel,
-                               w.scales.as<float>() + (s * panels + p) * kPanel, n, columns);
+            QuantizedRows of = rows.quantized;
+            of.q += t * of.q_stride + column;
+            of.scales += t * of.groups_stride + group;
+            of.sums += (t * of.groups_stride + group) * kSumsPerGroup;
+            of.count = n;
+            if (w.dtype == DType::i4)
+              k.panel_product_i4(c, of, reinterpret_cast<const uint8_t*>(panel) + segment_offset(w, s), w.group_cols,
+                                 columns);
+            else
+              k.panel_product_i8(c, of, reinterpret_cast<const int8_t*>(panel) + column * kPanel,
+                                 w.scales.as<float>() + (s * panels + p) * kPanel, columns);
             group += (columns + kGroup - 1) / kGroup;
           } else {
             k.panel_product(c, rows.x + t * rows.x_stride + x_column, rows.x_stride,
@@ -119,6 +140,9 @@ void multiply(const PackedWeight& w, const ProductRows& rows, Epilogue&& epilogu
             x_column += columns;
           }
         }
+        // Memory must not rest meanwhile; with many rows it is not what takes the time.
+        if (rows.count <= kFewRows)
+          for (int64_t b = 0; b < kEpilogueBytes; b += 64) __builtin_prefetch(panel + bytes + kAheadBytes + b, 0, 2);
         epilogue(Tile{c, section, first_row, left < kPanel ? left : kPanel, t, n});
       }
     }

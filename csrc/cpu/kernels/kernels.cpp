@@ -1,6 +1,9 @@
 // One instruction set's table. Compiled once for each, with its flags and -DCODEGEN_FAST_ISA=<name>.
 #include "attention.h"
 #include "products.h"
+#include "products_i4.h"
+#include "products_i8.h"
+#include "quantize_i4.h"
 #include "rows.h"
 #include "table.h"
 
@@ -27,6 +30,8 @@ const Kernels& CODEGEN_FAST_JOIN(kernels_, CODEGEN_FAST_ISA)() {
       .from_f32 = from_f32,
       .panel_product = panel_product,
       .panel_product_i8 = panel_product_i8,
+      .panel_product_i4 = panel_product_i4,
+      .quantize_i4 = quantize_i4,
       .append = append,
       .attend = attend,
   };

@@ -31,29 +31,55 @@ static void layer_norm(float* out, const float* x, const float* weight, const fl
   for (; i < d; ++i) out[i] = fma((set1(x[i]) - mean) * inverse, set1(weight[i]), set1(bias[i]))[0];
 }
 
-static void quantize(int8_t* q, float* scales, const float* x, int64_t n) {
-  for (int64_t first = 0; first < n; first += kGroup, ++scales) {
+// Codes of x[count], count at most kSumColumns, and their sum.
+static inline int32_t quantize_part(int8_t* q, const float* x, float inverse, int64_t count) {
+  const float rounding = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest even integer
+  ireg sums{};
+  int64_t i = 0;
+  for (; i + kWidth <= count; i += kWidth) {
+    const ireg codes = reinterpret_cast<ireg>(load(x + i) * inverse + rounding) - 0x4B400000;
+    store_bytes(q + i, codes);
+    sums += codes;
+  }
+  int32_t sum = sum_of_lanes(sums);
+  for (; i < count; ++i) {
+    const int32_t code = static_cast<int32_t>(float_to_bits(x[i] * inverse + rounding) - 0x4B400000u);
+    q[i] = static_cast<int8_t>(code);
+    sum += code;
+  }
+  return sum;
+}
+
+static void quantize(int8_t* q, float* scales, int32_t* sums, const float* x, int64_t n) {
+  for (int64_t first = 0; first < n; first += kGroup, ++scales, sums += kGroup / kSumColumns) {
     const int64_t count = n - first < kGroup ? n - first : kGroup;
     const float* v = x + first;
-    float amax = 0.0f;
-    bool finite = true;
-    for (int64_t i = 0; i < count; ++i) {
-      const float a = __builtin_fabsf(v[i]);
-      amax = a > amax ? a : amax;
-      finite = finite && a <= 3.402823466e38f;
+    // Magnitudes order as their bits do, and from 0x7f800000 on they are infinities and NaN.
+    ireg largest{};
+    int64_t i = 0;
+    for (; i + kWidth <= count; i += kWidth) {
+      const ireg bits = reinterpret_cast<ireg>(load(v + i)) & 0x7fffffff;
+      largest = bits > largest ? bits : largest;
     }
+    int32_t most = largest_lane(largest);
+    for (; i < count; ++i) {
+      const int32_t bits = static_cast<int32_t>(float_to_bits(v[i]) & 0x7fffffff);
+      most = bits > most ? bits : most;
+    }
+    const bool finite = most < 0x7f800000;
+    const float amax = bits_to_float(static_cast<uint32_t>(most));
+    const float inverse = amax > 0.0f ? 127.0f / amax : 0.0f;
     // A NaN or an infinity must stay visible: through the scale it reaches every output of the row.
     *scales = finite ? amax / 127.0f : __builtin_nanf("");
-    const float inverse = finite && amax > 0.0f ? 127.0f / amax : 0.0f;
-    const float rounding = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest even integer
     // amax below about 3.7e-37 overflows the inverse: the group is as good as zero
-    if (!(inverse <= 3.402823466e38f)) {
-      for (int64_t i = 0; i < count; ++i) q[first + i] = 0;
-      continue;
-    }
-    for (int64_t i = 0; i < count; ++i) {
-      const float scaled = finite ? v[i] * inverse : 0.0f;
-      q[first + i] = static_cast<int8_t>(static_cast<int32_t>(float_to_bits(scaled + rounding) - 0x4B400000u));
+    const bool zeros = !finite || !(inverse <= 3.402823466e38f);
+    for (int64_t part = 0; part < kGroup / kSumColumns; ++part) {
+      const int64_t begin = part * kSumColumns;
+      const int64_t here = count - begin < kSumColumns ? count - begin : kSumColumns;
+      sums[part] = 0;
+      if (here <= 0) continue;
+      if (zeros) std::memset(q + first + begin, 0, here);
+      else sums[part] = quantize_part(q + first + begin, v + begin, inverse, here);
     }
   }
   for (int64_t i = n; i % kQuad; ++i) q[i] = 0;
@@ -154,7 +180,9 @@ static void widen(float* out, const void* in, int64_t n) {
 template <class T>
 static void narrow(void* out, const float* in, int64_t n) {
   T* p = static_cast<T*>(out);
-  for (int64_t i = 0; i < n; ++i) p[i] = from_float<T>(in[i]);
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) store(p + i, load(in + i));
+  for (; i < n; ++i) p[i] = from_float<T>(in[i]);
 }
 
 static void to_f32(float* out, const void* in, DType type, int64_t n) {

@@ -11,14 +11,35 @@ namespace codegen_fast::cpu {
 constexpr int kPanel = 32;      // rows of a weight that stand interleaved
 constexpr int kQuad = 4;        // int8: neighbouring columns that stand together
 constexpr int kGroup = 64;      // int8: columns that share one scale of the activations
+constexpr int kSumColumns = 32; // int8: columns whose codes quantize() sums
+constexpr int kPair = 2 * kQuad;  // int4: columns that share bytes, the first quad in the low halves
 constexpr int kPage = 16;       // tokens of a page of the cache
 constexpr int kSplit = 256;     // keys that attention sums before it merges; a multiple of kPage
+constexpr int kQueries = 8;     // neighbouring tokens of a sequence that attention takes together
 constexpr int kMaxHeadDim = 1024;
 
-// Attention of one query over keys [first, first + count) of its sequence, not yet normalised:
-// out = sum exp(score - max) v, sum = sum exp(score - max).
+// Attention, not yet normalised: out = sum exp(score - max) v, sum = sum exp(score - max).
 struct AttentionPartial {
   float max, sum;
+};
+
+// Up to kQueries neighbouring tokens of a sequence and one head, over a split of the sequence's keys. Query i sees
+// min(first_count + i, kSplit) keys. A query's bits do not depend on the queries beside it.
+struct AttentionSplit {
+  float* out;                  // (queries, head_dim)
+  AttentionPartial* partials;  // (queries,)
+  const float* q;              // (queries, head_dim), scaled
+  const int32_t* page_ids;     // of the split
+  int64_t page_elements, head, first_count, queries;
+};
+
+// Rows of activations as quantize() leaves them, of one segment; groups_stride groups lie between two rows.
+struct QuantizedRows {
+  const int8_t* q;
+  const float* scales;
+  const int32_t* sums;
+  int64_t q_stride, groups_stride;
+  int64_t count;
 };
 
 struct Kernels {
@@ -27,8 +48,9 @@ struct Kernels {
   // ---- rows
   // out[d] = (x - mean) / sqrt(var + eps) * weight + bias
   void (*layer_norm)(float* out, const float* x, const float* weight, const float* bias, float eps, int64_t d);
-  // q[round4(n)], scales[ceil(n / kGroup)] from x[n]: one segment of a row of activations
-  void (*quantize)(int8_t* q, float* scales, const float* x, int64_t n);
+  // q[round4(n)], scales[groups] and sums[groups][kGroup / kSumColumns] from x[n], groups = ceil(n / kGroup): one segment
+  // of a row of activations. sums: of the codes, for kernels that multiply them by weights with an offset.
+  void (*quantize)(int8_t* q, float* scales, int32_t* sums, const float* x, int64_t n);
   // out[n] = gelu_new(x[n] + bias[n])
   void (*bias_gelu)(float* out, const float* x, const float* bias, int64_t n);
   // pairs (2i, 2i+1) of x[2n] turned by the angles whose cosines and sines are given
@@ -50,21 +72,29 @@ struct Kernels {
   // panel of f32, f16 or bf16: [k][kPanel]. Every element is summed in the order of k, whatever `rows` is.
   void (*panel_product)(float* c, const float* a, int64_t a_stride, const void* panel, DType type, int64_t rows,
                         int64_t k);
-  // panel of i8: [ceil(k / kQuad)][kPanel][kQuad]; q, q_scales from quantize(); scales[kPanel] of the panel's rows.
+  // panel of i8: [ceil(k / kQuad)][kPanel][kQuad]; rows from quantize(); scales[kPanel] of the panel's rows.
   // Exact int32 sums in groups of kGroup columns; groups are scaled and summed in float in their order.
-  void (*panel_product_i8)(float* c, const int8_t* q, int64_t q_stride, const float* q_scales,
-                           int64_t q_scales_stride, const int8_t* panel, const float* scales, int64_t rows, int64_t k);
+  void (*panel_product_i8)(float* c, const QuantizedRows& rows, const int8_t* panel, const float* scales, int64_t k);
+  // panel of i4: for every group of `group` columns (the last may be shorter) scales[kPanel] bfloat16, then
+  // [ceil(columns / kPair)][kPanel][kQuad] bytes: q + 8 of a column in the low half, of kQuad columns on in the high.
+  // rows as above, with zeros up to a multiple of kPair. Exact int32 sums of at most kGroup columns of a group, each
+  // times (weight's scale * activation's scale), summed in float in their order.
+  void (*panel_product_i4)(float* c, const QuantizedRows& rows, const uint8_t* panel, int64_t group, int64_t k);
+  // One group of a panel, quantised as PackedWeight says: q[n][kPanel] and bfloat16 scales[kPanel] from w[n][kPanel].
+  void (*quantize_i4)(int8_t* q, uint16_t* scales, const float* w, int64_t n);
 
   // ---- cache and attention; a page holds, for every head, keys [D][kPage] and values [kPage][D]
   void (*append)(void* page, DType type, const float* key, const float* value, int64_t slot, int64_t first,
                  int64_t count, int64_t head_dim);
-  AttentionPartial (*attend)(float* out, const float* q, const void* pages, int64_t page_elements, DType type,
-                             const int32_t* page_ids, int64_t count, int64_t head, int64_t head_dim);
+  void (*attend)(const AttentionSplit& split, const void* pages, DType type, int64_t head_dim);
 };
 
+// The tables that this build has: cmake/isas.cmake.
 const Kernels& kernels_portable();
-#ifdef CODEGEN_FAST_HAVE_AVX2
 const Kernels& kernels_avx2();
-#endif
+const Kernels& kernels_avx2_vnni();
+const Kernels& kernels_avx512();
+const Kernels& kernels_neon();
+const Kernels& kernels_neon_dotprod();
 
 }  // namespace codegen_fast::cpu

@@ -1,0 +1,78 @@
+"""The ceiling: how fast this machine reads memory, the best over numbers of threads and ways to read.
+
+A plain sum, and a product of one row (lm_head of the 6B shape) in float32 and int8: reading is all that those do. Their
+buffers are far beyond the caches. Virtual machines lose half of their bandwidth for minutes, so it is measured in every
+round, and a round below FLAG of the run's best is flagged. It also changes within seconds: so the best two ways are
+measured again before and after every visit of an engine, whose share is of the better of the two. Above ABOVE of that
+nothing can be: such a run says nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+FLAG = 0.75
+ABOVE = 1.05
+_SUM_BYTES = 512 << 20
+_COLUMNS, _ROWS = 4096, 51200  # lm_head of the 6B shape: 839 MB in float32
+
+
+class Ceiling:
+    """Answers a worker's requests. patterns: of "sum", "float32 product", "int8 product"."""
+
+    def __init__(self, threads: str) -> None:
+        import torch
+
+        self._torch = torch
+        self._threads = thread_counts(int(threads))
+        self._products: dict[str, Any] = {}
+
+    def _product(self, kind: str):
+        """Calls that read another weight each, 420 MB at least together; and the bytes of one."""
+        if kind not in self._products:
+            from bench.ops import lm_head_calls
+
+            self._products[kind] = lm_head_calls(kind, _COLUMNS, _ROWS, at_least=400 << 20)
+        return self._products[kind]
+
+    def measure(self, seconds: float, quick: bool = False) -> dict[str, Any]:
+        """rows of {pattern, threads, bytes_per_second}; each takes about ``seconds``.
+
+        quick: all threads alone, the sum and the float32 product.
+        """
+        from codegen_fast import ops
+
+        rows = []
+        for threads in self._threads[-1:] if quick else self._threads:
+            ops.set_num_threads(threads)
+            rate = ops.read_bandwidth(_SUM_BYTES, seconds)
+            rows.append({"pattern": "sum", "threads": threads, "bytes_per_second": rate})
+            for kind in ("float32",) if quick else ("float32", "int8"):
+                calls, nbytes = self._product(kind)
+                rows.append({"pattern": f"{kind} product", "threads": threads,
+                             "bytes_per_second": nbytes / _best(calls, seconds)})  # fmt: skip
+        return {"rows": rows}
+
+
+def thread_counts(most: int) -> list[int]:
+    """1, 2, 4 ... and most."""
+    counts = [1]
+    while counts[-1] * 2 <= most:
+        counts.append(counts[-1] * 2)
+    return sorted({*counts, most})
+
+
+def best(rows: list[dict[str, Any]]) -> float:
+    return max(row["bytes_per_second"] for row in rows)
+
+
+def _best(calls, seconds: float) -> float:
+    """The shortest of these calls, taken in turn for about ``seconds``."""
+    shortest, deadline = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < deadline:
+        for call in calls:
+            begin = time.perf_counter()
+            call()
+            shortest = min(shortest, time.perf_counter() - begin)
+    return shortest

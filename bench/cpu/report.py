@@ -1,0 +1,184 @@
+"""Medians, shares and ratios of a run's raw samples. A result is what results.py reads and writes.
+
+Ratios are taken within rounds, of two engines that ran minutes apart at most, and their median over rounds counts. A
+round whose ceiling is far below the run's best is flagged, and left out where others are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from bench.clock import Timing
+from bench.cpu.ceiling import ABOVE, FLAG
+
+Result = dict[str, Any]
+Key = tuple[str, int, int]  # engine, batch, context
+
+
+@dataclass(frozen=True)
+class Row:
+    """An engine at one point: seconds of a step (or of a prompt), and its share of the ceiling (steps alone).
+
+    share: of what the memory gave before and after each visit, the median over visits; of_best: of the run's best.
+    """
+
+    engine: str
+    type: str
+    ours: bool
+    batch: int
+    context: int
+    timing: Timing
+    tokens_per_second: float
+    share: float | None
+    of_best: float | None
+    limit: float | None  # tokens a second at the run's best ceiling
+    marks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times faster, the median over rounds; agree: rounds on the same side of 1, of rounds."""
+
+    value: float
+    agree: int
+    rounds: int
+
+    @property
+    def is_tie(self) -> bool:
+        """A difference under 15% is one, unless at least 6 rounds all agree."""
+        return abs(self.value - 1) < 0.15 and not (self.rounds >= 6 and self.agree == self.rounds)
+
+
+def ceiling_of(result: Result) -> float | None:
+    """The run's: the best of all rounds."""
+    return max((each["best"] for rounds in result["rounds"].values() for each in rounds), default=None)
+
+
+def flagged(result: Result, part: str) -> set[int]:
+    """Rounds of a part whose ceiling fell below FLAG of the run's, before or after."""
+    best = ceiling_of(result)
+    return {each["round"] for each in result["rounds"].get(part, ()) if each["worst"] < FLAG * best}
+
+
+def counted(result: Result, part: str) -> list[int]:
+    """Rounds that count: those not flagged, or all if all are."""
+    every = [each["round"] for each in result["rounds"].get(part, ())]
+    good = [number for number in every if number not in flagged(result, part)]
+    return good or every
+
+
+def medians(result: Result, part: str) -> dict[Key, dict[int, float]]:
+    """(engine, batch, context) -> round -> median seconds, of the rounds that count."""
+    rounds = set(counted(result, part))
+    seconds: dict[Key, dict[int, list[float]]] = {}
+    for sample in result["samples"]:
+        if sample["part"] == part and sample["round"] in rounds:
+            key = sample["engine"], sample["batch"], sample["context"]
+            seconds.setdefault(key, {}).setdefault(sample["round"], []).extend(sample["seconds"])
+    return {key: {number: median(each) for number, each in by_round.items()} for key, by_round in seconds.items()}
+
+
+def ceilings(result: Result, part: str) -> dict[tuple[str, int], float]:
+    """(engine, round) -> what was measured beside its visit, else in the round."""
+    rounds = {each["round"]: each["best"] for each in result["rounds"].get(part, ())}
+    return {(sample["engine"], sample["round"]): sample.get("ceiling", rounds.get(sample["round"]))
+            for sample in result["samples"] if sample["part"] == part}  # fmt: skip
+
+
+def step_bytes(result: Result, engine: str, batch: int, context: float) -> float:
+    """Bytes that a step must read: the weights once, the cache of every row."""
+    row = engine_row(result, engine)
+    return row["step_weight_bytes"] + row["cache_bytes_per_token"] * batch * context
+
+
+def engine_row(result: Result, engine: str) -> dict[str, Any]:
+    return next(row for row in result["engines"] if row["name"] == engine)
+
+
+def rows(result: Result, part: str) -> list[Row]:
+    """Every engine at every point, in order of points, types and speed; with marks for the best of each."""
+    best, beside = ceiling_of(result), ceilings(result, part)
+    found = []
+    for (engine, batch, context), by_round in medians(result, part).items():
+        seconds = [second for sample in result["samples"] if (sample["part"], sample["engine"], sample["batch"],
+                   sample["context"]) == (part, engine, batch, context) and sample["round"] in by_round
+                   for second in sample["seconds"]]  # fmt: skip
+        timing, row = Timing.of(seconds), engine_row(result, engine)
+        share = of_best = limit = None
+        tokens = batch if part == "decode" else batch * context
+        if part == "decode" and best:
+            nbytes = step_bytes(result, engine, batch, mid_context(result, context))
+            share = median(nbytes / second / beside[engine, number] for number, second in by_round.items())
+            of_best = nbytes / timing.median / best
+            limit = batch * best / nbytes
+        found.append(
+            Row(engine, row["type"], row["ours"], batch, context, timing, tokens / timing.median, share, of_best, limit)
+        )
+    order = {"float32": 0, "bfloat16": 1, "float16": 2, "int8": 3, "int4": 4}
+    found.sort(key=lambda row: (row.batch, row.context, order[row.type], -row.tokens_per_second))
+    return [_marked(row, found) for row in found]
+
+
+def mid_context(result: Result, context: int) -> float:
+    """Of the steps behind a prompt of ``context``, the mean length."""
+    return context + result["settings"]["steps"] / 2
+
+
+def _marked(row: Row, all_rows: Iterable[Row]) -> Row:
+    here = [other for other in all_rows if (other.batch, other.context) == (row.batch, row.context)]
+    marks = []
+    if row.tokens_per_second == max(other.tokens_per_second for other in here):
+        marks.append("best of all")
+    if row.tokens_per_second == max(other.tokens_per_second for other in here if other.type == row.type):
+        marks.append(f"best {row.type}")
+    return Row(**{**vars(row), "marks": tuple(marks)})
+
+
+def best_peer(result: Result, part: str, batch: int, context: int, type: str | None) -> str | None:
+    """The fastest engine that is not ours, of a type or of all."""
+    peers = [row for row in rows(result, part) if not row.ours and (row.batch, row.context) == (batch, context)
+             and type in (None, row.type)]  # fmt: skip
+    return max(peers, key=lambda row: row.tokens_per_second).engine if peers else None
+
+
+def ratio(result: Result, part: str, ours: Key, other: Key) -> Ratio | None:
+    """Tokens a second of one over another's; None where one of them was not measured in a round that counts."""
+    found = medians(result, part)
+    if ours not in found or other not in found:
+        return None
+    scale = (ours[1] / other[1]) * (ours[2] / other[2] if part == "prefill" else 1)
+    ratios = [found[other][number] / second * scale for number, second in found[ours].items() if number in found[other]]
+    if not ratios:
+        return None
+    middle = median(ratios)
+    return Ratio(middle, sum((each > 1) == (middle > 1) for each in ratios), len(ratios))
+
+
+def impossible(result: Result) -> list[str]:
+    """What reads faster than the ceiling by more than 5%: one sentence each. Any makes the run invalid.
+
+    What the caches hold is not read from memory and may.
+    """
+    cache = result["machine"]["cache_bytes"] or 0
+    return [f"{row.engine} at batch {row.batch}, context {row.context} reads {row.share:.0%} of the ceiling"
+            for row in rows(result, "decode") if row.share is not None and row.share > ABOVE
+            and engine_row(result, row.engine)["step_weight_bytes"] > cache]  # fmt: skip
+
+
+def stage_shares(stage: dict[str, Any]) -> dict[str, float]:
+    """Of a step whose ops are timed: the share of every stage, and of Python."""
+    from bench.cpu.stages import by_stage
+
+    step = sum(stage["timed"]) / len(stage["timed"])
+    return {name: seconds / step for name, seconds in by_stage(stage["ops"], step).items()}
+
+
+def cold_rows(result: Result, engine: str) -> list[dict[str, Any]]:
+    return [row for row in result["cold"] if row["engine"] == engine]
+
+
+def cold_read_seconds(result: Result) -> list[float]:
+    return [row["seconds"] for row in result["cold_reads"]]

@@ -1,0 +1,64 @@
+"""The quantisations that a model can have: their names, what they make of its weights, how a checkpoint names them.
+
+A quantisation is a kind of the decoder layers' weights. int8: one scale a row. int4: one scale for every 32 columns of
+a row ("int4"), or for 64 or 128 ("int4-g64", "int4-g128"), which is smaller and coarser; lm_head, whose errors go
+straight into the logits, is int8.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Mapping
+
+import torch
+
+from . import ops
+
+QUANTIZATIONS = ("int8", *ops.INT4_GROUPS)
+_SAME = {f"int4-g{ops.INT4_GROUPS['int4']}": "int4"}  # the default's long name
+_METHOD = {"quant_method": "codegen_fast"}
+
+
+def parse_quantization(quantization: Any) -> str | None:
+    """One of QUANTIZATIONS, or None. ValueError for another name."""
+    name = _SAME.get(quantization, quantization) if isinstance(quantization, str) else quantization
+    if name is not None and name not in QUANTIZATIONS:
+        raise ValueError(f"quantization={quantization!r} is not allowed: expected None or {names()}")
+    return name
+
+
+def names() -> str:
+    """The names, for a message."""
+    *first, last = map(repr, QUANTIZATIONS)
+    return f"{', '.join(first)} or {last}"
+
+
+def packed_kinds(dtype: torch.dtype, quantization: str | None) -> dict[str, str]:
+    """The kind (ops.WEIGHT_KINDS) of the packed weights w_in and w_out of every layer, and of lm_head."""
+    kind = quantization or str(dtype).removeprefix("torch.")
+    return {"w_in": kind, "w_out": kind, "lm_head": "int8" if kind in ops.INT4_GROUPS else kind}
+
+
+def require_backend(quantization: str | None, device: torch.device | str) -> None:
+    """NotImplementedError for what the device's kernels do not have."""
+    if quantization in ops.INT4_GROUPS and ops.backend(device) != "cpu":
+        raise NotImplementedError(f"quantization={quantization!r} runs on the CPU only: use quantization='int8' on "
+                                  f"{device}, or device='cpu'")
+
+
+def to_config(quantization: str) -> dict[str, Any]:
+    """config.json's quantization_config of a quantised checkpoint."""
+    if quantization == "int8":
+        return {**_METHOD, "weights": "int8"}
+    return {**_METHOD, "weights": "int4", "bits": 4, "group_size": ops.INT4_GROUPS[quantization], "zero_point": False,
+            "lm_head": "int8"}
+
+
+def from_config(values: Mapping[str, Any] | None) -> str | None:
+    """The quantisation that to_config() wrote, None for no quantization_config. ValueError for any other."""
+    if values is None:
+        return None
+    for name in QUANTIZATIONS:
+        if values == to_config(name):
+            return name
+    raise ValueError(f"quantization_config is {values!r}; of quantised checkpoints only this package's own are read, "
+                     f"{to_config('int8')!r} or {to_config('int4')!r} (group_size 32, 64 or 128)")

@@ -1,0 +1,109 @@
+// Packing of int4 weights and its inverse. layout.h says how a panel lies: scales of a group, then its nibbles.
+#include "dispatch.h"
+#include "packing.h"
+
+namespace codegen_fast::cpu {
+namespace {
+
+constexpr int64_t kLargestGroup = 128;
+
+// Group `group` of a segment in a panel: its columns, and where its scales and its nibbles lie.
+struct Group {
+  int64_t first_column, columns;
+  uint16_t* scales;  // (kPanel) bfloat16
+  uint8_t* nibbles;
+
+  Group(const PackedWeight& w, int64_t panel, int64_t segment, int64_t group)
+      : first_column(group * w.group_cols),
+        columns(std::min(w.group_cols, w.segment_cols[segment] - first_column)),
+        scales(reinterpret_cast<uint16_t*>(columns_of<char>(w, panel, segment) + group * group_bytes(w.group_cols))),
+        nibbles(reinterpret_cast<uint8_t*>(scales + kPanel)) {}
+};
+
+int64_t groups_of(const PackedWeight& w, int64_t segment) {
+  return (w.segment_cols[segment] + w.group_cols - 1) / w.group_cols;
+}
+
+// Puts q (n, kPanel) into lanes of a group's nibbles; columns of its last pair that do not exist become q = 0.
+void put_nibbles(uint8_t* nibbles, const int8_t* q, int64_t n, int64_t first_lane, int64_t lanes) {
+  auto column = [&](int64_t i, int64_t lane) { return (i < n ? q[i * kPanel + lane] : 0) + 8; };
+  for (int64_t i = 0; i < n; i += kPair)
+    for (int64_t b = 0; b < kQuad; ++b) {
+      uint8_t* to = nibbles + i / 2 * kPanel + b;
+      for (int64_t lane = first_lane; lane < first_lane + lanes; ++lane)
+        to[lane * kQuad] = static_cast<uint8_t>(column(i + b, lane) | column(i + kQuad + b, lane) << 4);
+    }
+}
+
+int8_t value_at(const uint8_t* nibbles, int64_t column, int64_t lane) {
+  const uint8_t both = nibbles[column / kPair * (kPanel * kQuad) + lane * kQuad + column % kQuad];
+  return static_cast<int8_t>((column % kPair < kQuad ? both & 15 : both >> 4) - 8);
+}
+
+float scale_at(const Group& g, int64_t lane) { return as_float(static_cast<int32_t>(g.scales[lane]) << 16); }
+
+}  // namespace
+
+Faults quantize_panel_i4(const PackedWeight& w, PanelRows at, int64_t segment, const TensorView& source) {
+  Faults faults;
+  for (int64_t group = 0; group < groups_of(w, segment); ++group) {
+    const Group g(w, at.panel, segment, group);
+    float values[kLargestGroup], columns[kLargestGroup * kPanel];
+    if (at.lanes < kPanel) std::memset(columns, 0, sizeof columns);
+    Faults found;
+    for (int64_t r = 0; r < at.lanes; ++r) {
+      const char* from = row_of(source, at.first_row + r) + g.first_column * dtype_bytes(source.dtype);
+      kernels().to_f32(values, from, source.dtype, g.columns);
+      found += count_faults(values, g.columns, INFINITY);
+      for (int64_t i = 0; i < g.columns; ++i) columns[i * kPanel + at.first_lane + r] = values[i];
+    }
+    faults += found;
+    if (found.non_finite) continue;
+    int8_t q[kLargestGroup * kPanel];
+    uint16_t scales[kPanel];
+    kernels().quantize_i4(q, scales, columns, g.columns);
+    std::copy_n(scales + at.first_lane, at.lanes, g.scales + at.first_lane);
+    put_nibbles(g.nibbles, q, g.columns, at.first_lane, at.lanes);
+  }
+  return faults;
+}
+
+void put_panel_i4(const PackedWeight& w, PanelRows at, int64_t segment, const TensorView& source,
+                  const TensorView& scales) {
+  const int64_t groups = groups_of(w, segment);
+  for (int64_t group = 0; group < groups; ++group) {
+    const Group g(w, at.panel, segment, group);
+    int8_t q[kLargestGroup * kPanel];
+    for (int64_t r = 0; r < at.lanes; ++r) {
+      const int8_t* from = reinterpret_cast<const int8_t*>(row_of(source, at.first_row + r)) + g.first_column;
+      const int64_t lane = at.first_lane + r;
+      for (int64_t i = 0; i < g.columns; ++i) q[i * kPanel + lane] = from[i];
+      uint32_t bits;
+      std::memcpy(&bits, scales.as<float>() + (at.first_row + r) * groups + group, 4);
+      g.scales[lane] = static_cast<uint16_t>(bits >> 16);
+    }
+    put_nibbles(g.nibbles, q, g.columns, at.first_lane, at.lanes);
+  }
+}
+
+void unpack_panel_i4(TensorView& out, TensorView& out_scales, const PackedWeight& w, PanelRows at, int64_t segment) {
+  const int64_t groups = groups_of(w, segment);
+  for (int64_t group = 0; group < groups; ++group) {
+    const Group g(w, at.panel, segment, group);
+    for (int64_t r = 0; r < at.lanes; ++r) {
+      const int64_t lane = at.first_lane + r;
+      const float scale = scale_at(g, lane);
+      char* to = row_of(out, at.first_row + r) + g.first_column * dtype_bytes(out.dtype);
+      if (out.dtype == DType::i8) {
+        for (int64_t i = 0; i < g.columns; ++i) reinterpret_cast<int8_t*>(to)[i] = value_at(g.nibbles, i, lane);
+        out_scales.as<float>()[(at.first_row + r) * groups + group] = scale;
+        continue;
+      }
+      float values[kLargestGroup];
+      for (int64_t i = 0; i < g.columns; ++i) values[i] = scale * value_at(g.nibbles, i, lane);
+      kernels().from_f32(to, values, out.dtype, g.columns);
+    }
+  }
+}
+
+}  // namespace codegen_fast::cpu

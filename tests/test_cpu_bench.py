@@ -1,0 +1,364 @@
+"""python -m bench.cpu: its statistics by example, its tables, and a run of the demo model without peers.
+
+No figure in here is a measurement.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench.cpu import __main__ as command  # noqa: E402
+from bench.cpu import catalogue, gates, plots, report, results, rounds, tables  # noqa: E402
+from bench.cpu.ceiling import thread_counts  # noqa: E402
+from bench.cpu.formats.ggml import encode_blocks  # noqa: E402
+from bench.cpu.kernels import phases_of  # noqa: E402
+from bench.cpu.pool import EngineFailed, Worker, held_bytes  # noqa: E402
+from bench.cpu.residents import Residents, compare, step_bytes  # noqa: E402
+from bench.cpu.stages import TimedOps, by_stage  # noqa: E402
+from codegen_fast import ops  # noqa: E402
+from codegen_fast.demo import demo_model_path  # noqa: E402
+
+INT8, PEER, OTHER = "codegen_fast int8", "ctransformers q8_0", "CTranslate2 float32"
+MODEL = {
+    "name": "350M",
+    "n_layer": 20,
+    "n_head": 16,
+    "n_embd": 1024,
+    "inner": 4096,
+    "vocab": 51200,
+    "n_positions": 2048,
+}
+
+
+def ceiling_rows(best):
+    return [{"pattern": "sum", "threads": 2, "bytes_per_second": best}]
+
+
+def engine(name, type, ours=False, **values):
+    return {
+        "name": name,
+        "type": type,
+        "ours": ours,
+        "status": "measured",
+        "reason": None,
+        "notes": {},
+        "quality": {},
+        "settings": {},
+        "versions": {},
+        "step_weight_bytes": 300e6,
+        "cache_bytes_per_token": 0.0,
+        **values,
+    }
+
+
+def make_result(seconds, ceilings=(30e9, 30e9), part="decode", context=32):
+    """seconds: engine -> those of a step in every round."""
+    result = results.new_result(
+        {"cpu": "a CPU", "threads": 2, "isa": "avx2", "cache_bytes": 32 << 20}, dict(MODEL), {"steps": 24}
+    )
+    types = {entry.name: entry.type for entry in catalogue.ENGINES.values()}
+    result["engines"] = [engine(name, types[name], name.startswith("codegen_fast")) for name in seconds]
+    result["rounds"][part] = [
+        {"round": n, "rows": ceiling_rows(best), "best": best, "worst": best} for n, best in enumerate(ceilings)
+    ]
+    result["samples"] = [
+        {"part": part, "engine": name, "batch": 1, "context": context, "round": n, "seconds": [second] * 3}
+        for name, each in seconds.items()
+        for n, second in enumerate(each)
+    ]
+    return result
+
+
+def figure(result, text):
+    (verdict,) = [verdict for verdict in gates.evaluate(result) if text in verdict.gate.text]
+    return verdict
+
+
+# ---- Statistics by example ----
+
+
+def test_engines_take_turns():
+    assert rounds.in_turns(["a", "b", "c"], 3) == [["a", "b", "c"], ["c", "b", "a"], ["a", "b", "c"]]
+
+
+def test_a_round_has_the_better_ceiling_of_before_and_after():
+    measured, visits = iter([10.0, 30.0, 20.0]), []
+    found = rounds.run(
+        ["a", "b"], 2, lambda name, number: visits.append((name, number)), lambda: ceiling_rows(next(measured))
+    )
+    assert [(each["best"], each["worst"]) for each in found] == [(30, 10), (30, 20)]
+    assert visits == [("a", 0), ("b", 0), ("b", 1), ("a", 1)]
+
+
+def test_a_share_is_of_the_ceiling_beside_it():
+    # 300 MB in 12.5 ms are 24 GB/s; in 11.1 ms, 27.
+    result = make_result({INT8: [300e6 / 24e9, 300e6 / 27e9]})
+    (row,) = report.rows(result, "decode")
+    assert row.share == pytest.approx((24 / 30 + 27 / 30) / 2)
+    result["samples"][0]["ceiling"] = 24e9
+    assert report.rows(result, "decode")[0].share == pytest.approx((1 + 27 / 30) / 2)
+    assert row.limit == pytest.approx(100) and row.marks == ("best of all", "best int8")
+
+
+def test_rounds_with_a_low_ceiling_are_flagged_and_left_out():
+    result = make_result({INT8: [0.01, 0.02, 0.01]}, ceilings=(30e9, 20e9, 30e9))
+    assert report.flagged(result, "decode") == {1} and report.counted(result, "decode") == [0, 2]
+    (row,) = report.rows(result, "decode")
+    assert row.timing.median == 0.01
+    assert "decode: rounds 2 had under 75% of the best ceiling (left out)" in tables.terminal(result)
+
+
+def test_what_reads_more_than_105_percent_of_the_ceiling_makes_the_run_invalid():
+    within, above = (make_result({INT8: [300e6 / rate] * 2}) for rate in (31.4e9, 31.6e9))
+    assert report.impossible(within) == [] and figure(within, "above 105%").outcome == "pass"
+    assert report.impossible(above) == [f"{INT8} at batch 1, context 32 reads 105% of the ceiling"]
+    assert figure(above, "above 105%").outcome == "FAIL"
+    assert "INVALID: " in tables.terminal(above)
+    above["machine"]["cache_bytes"] = 512 << 20  # then it is not read from memory
+    assert report.impossible(above) == []
+
+
+def test_ratios_are_taken_within_rounds():
+    result = make_result({INT8: [0.01, 0.04, 0.01], PEER: [0.02, 0.08, 0.03]}, ceilings=(30e9,) * 3)
+    ratio = report.ratio(result, "decode", (INT8, 1, 32), (PEER, 1, 32))
+    assert (ratio.value, ratio.agree, ratio.rounds, ratio.is_tie) == (pytest.approx(2), 3, 3, False)
+    assert figure(result, "decode int8, batch 1, context 32: over the best int8 peer").outcome == "pass"
+    assert figure(result, "decode int8, batch 1, context 512: over the best int8 peer").measured == "not measured"
+
+
+@pytest.mark.parametrize(
+    "value, agree, count, tie",
+    [(1.1, 4, 4, True), (1.1, 6, 6, False), (1.1, 5, 6, True), (1.2, 1, 1, False), (0.8, 2, 2, False)],
+)
+def test_small_differences_are_ties_unless_many_rounds_agree(value, agree, count, tie):
+    assert report.Ratio(value, agree, count).is_tie is tie
+
+
+def test_the_best_of_the_own_type_and_of_all():
+    result = make_result({INT8: [0.010, 0.010], PEER: [0.020, 0.020], OTHER: [0.015, 0.015]})
+    assert report.best_peer(result, "decode", 1, 32, "int8") == PEER
+    assert report.best_peer(result, "decode", 1, 32, None) == OTHER
+    marks = {row.engine: row.marks for row in report.rows(result, "decode")}
+    assert marks == {INT8: ("best of all", "best int8"), PEER: (), OTHER: ("best float32",)}
+
+
+def test_prefill_gates():
+    result = make_result({INT8: [1.0, 1.0], PEER: [1.2, 1.2]}, part="prefill", context=512)
+    verdict = figure(result, "prefill of 512 tokens, int8: over the best int8 peer")
+    assert (verdict.measured, verdict.needs, verdict.outcome) == ("1.20 x", "at least 1.30 x", "FAIL")
+
+
+def test_gates_of_cold_processes_quality_and_stages():
+    result = make_result({INT8: [0.01, 0.01], PEER: [0.02, 0.02]})
+    result["cold_reads"] = [{"seconds": 1.0, "nbytes": 7e8}]
+    result["cold"] = [
+        {
+            "engine": INT8,
+            "load_seconds": 1.5,
+            "whole_seconds": 3.5,
+            "torch_seconds": 1.0,
+            "import_seconds": 1.1,
+            "first_token_seconds": 0.1,
+            "peak_bytes": 4e8,
+        }
+    ]
+    for row, error in zip(result["engines"], (1.6e-2, 2.4e-2)):
+        row["quality"] = {"prefill": {"relative_rms_error": error, "same_best_token": 1.0, "kl": 0.0}}
+    result["stages"] = [
+        {
+            "engine": INT8,
+            "batch": 1,
+            "context": 32,
+            "steps": [0.01],
+            "timed": [0.01, 0.01],
+            "ops": {"input_product": 0.0097, "attention": 0.0001},
+        }
+    ]
+    assert figure(result, "load into int8").measured == "1.50 x"
+    assert figure(result, "first token").outcome == "FAIL"
+    assert figure(result, "relative RMS error").outcome == "pass"
+    assert figure(result, "error of the best int8 peer over ours").measured == "1.50 x"
+    verdict = figure(result, "not a product, of a step at context 32")
+    assert (verdict.measured, verdict.outcome) == ("3.0%", "pass")
+    text = tables.markdown(result)
+    for word in ("reading the checkpoint once (700 MB)", "1.6e-02", "97.0%", "**Gates**"):
+        assert word in text
+
+
+def test_gates_are_the_models_own():
+    result = make_result({INT8: [0.01, 0.01]})
+    assert len(gates.evaluate(result)) > 20
+    result["model"]["name"] = "6B"
+    assert [verdict.gate.text for verdict in gates.evaluate(result)] == [
+        "decode int8, batch 1, context 32: share of the read bandwidth",
+        "decode int8, batch 1, context 512: share of the read bandwidth",
+        "engines above 105% of the ceiling",
+    ]
+
+
+def test_logits_are_compared_by_their_relative_error():
+    reference = np.array([[3.0, 0.0], [0.0, 4.0]], dtype=np.float32)
+    found = compare(reference + np.array([[0.5, 0], [0, 0]], dtype=np.float32), reference)
+    assert found["relative_rms_error"] == pytest.approx(0.1) and found["same_best_token"] == 1 and found["kl"] > 0
+    assert compare(reference, reference) == {"relative_rms_error": 0, "same_best_token": 1, "kl": 0}
+
+
+def test_bytes_of_a_step_are_what_each_engine_stores():
+    weights = 20 * 12 * 1024**2 + 51200 * 1024
+    vectors = 4 * (20 * 7 * 1024 + 2 * 1024 + 51200)
+    assert step_bytes(catalogue.ENGINES[OTHER], MODEL) == (4 * weights + vectors, 2 * 20 * 1024 * 4)
+    assert step_bytes(catalogue.ENGINES[PEER], MODEL) == (weights * 34 / 32 + vectors, 2 * 20 * 1024 * 2)
+
+
+def test_few_rows_are_steps_and_many_a_prompt():
+    assert [phases_of(n) for n in (1, 16, 64)] == [("decode",), ("decode", "prefill"), ("prefill",)]
+    assert [thread_counts(n) for n in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
+
+
+def test_what_no_op_takes_is_pythons():
+    stages = by_stage({"lm_head": 0.5, "input_product": 0.25, "sample": 0.1, "copy_pages": 0.05}, 1.0)
+    assert stages["products"] == 0.75 and stages["other ops"] == 0.05 and stages["Python"] == pytest.approx(0.1)
+
+
+def test_ops_are_timed_in_the_block_only():
+    import torch
+
+    before = ops.layer_norm
+    with TimedOps() as timed:
+        x = torch.randn(2, 64)
+        ops.layer_norm(x, x, ops.Norm(torch.ones(64), torch.zeros(64), 1e-5))
+    assert ops.layer_norm is before and timed.seconds["layer_norm"] > 0
+
+
+def test_ggml_blocks_give_back_the_weights():
+    weights = np.random.default_rng(0).normal(size=(4, 64)).astype(np.float32)
+    eight = encode_blocks(weights, "q8_0")
+    scale = eight[:, :2].copy().view("<f2").astype(np.float32)
+    assert eight.shape == (8, 34)
+    assert np.abs(scale * eight[:, 2:].view(np.int8) - weights.reshape(8, 32)).max() < 0.02
+    four = encode_blocks(weights, "q4_0")
+    scale, codes = four[:, :2].copy().view("<f2").astype(np.float32), four[:, 2:]
+    values = scale * (np.concatenate((codes & 15, codes >> 4), axis=1).astype(np.float32) - 8)
+    assert four.shape == (8, 18) and np.abs(values - weights.reshape(8, 32)).max() < 0.36
+
+
+# ---- Workers ----
+
+
+def test_an_absent_peer_is_named_with_what_it_needs(tmp_path):
+    entries = [catalogue.ENGINES[PEER]]
+    residents = Residents(entries, {PEER: None}, tmp_path, tmp_path, 1, MODEL, 1 << 30)
+    residents.prepare([], lambda name: None)
+    result = make_result({INT8: [0.01, 0.01]})
+    result["engines"] += residents.rows.values()
+    assert residents.names == []
+    assert f"{PEER}" in tables.terminal(
+        result
+    ) and "no interpreter has torch, safetensors, ctransformers" in tables.terminal(result)
+
+
+def test_an_engine_that_fails_is_named_with_its_reason(tmp_path):
+    interpreters = {INT8: sys.executable}  # transformers would fail alike, and takes longer to import
+    residents = Residents([catalogue.ENGINES[INT8]], interpreters, tmp_path / "nowhere", tmp_path, 1, MODEL, 1 << 30)
+    residents.prepare([], lambda name: None)
+    row = residents.rows[INT8]
+    assert row["status"] == "failed" and "nowhere" in row["reason"] and residents.names == []
+
+
+def test_a_worker_that_dies_says_its_last_words():
+    with Worker(sys.executable, ["no engine", ".", "1", "."], 1) as worker:
+        with pytest.raises(EngineFailed, match="its process ended with 1: KeyError: 'no engine'"):
+            worker.ask("load")
+
+
+def test_held_memory_is_this_processs():
+    assert 10 << 20 < held_bytes() < 1 << 36
+
+
+def test_unknown_engines_and_interpreters_are_refused():
+    with pytest.raises(ValueError, match="--engines vllm: no engine's name holds it"):
+        catalogue.chosen(["vllm"], peers=True, kinds=["int8"])
+    with pytest.raises(OSError, match="--peer-python /no/python"):
+        catalogue.interpreters([catalogue.ENGINES[PEER]], ["/no/python"])
+    assert [entry.name for entry in catalogue.chosen([], peers=False, kinds=["int8"])] == [INT8]
+
+
+class NoCeiling(Worker):
+    """Measures no bandwidth: that takes a gigabyte."""
+
+    def __init__(self, python, arguments, threads):
+        assert arguments[0] == "ceiling"
+
+    def ask(self, do, **request):
+        return {"rows": ceiling_rows(30e9)}
+
+    def close(self):
+        pass
+
+
+def test_a_run_of_the_demo_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "Worker", NoCeiling)
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
+    monkeypatch.setattr(results, "path_of", lambda name: tmp_path / "results" / f"{name}.json")
+    monkeypatch.setattr(plots, "draw", lambda result, name: [])
+    monkeypatch.chdir(ROOT)
+    command.main(
+        [
+            str(demo_model_path()),
+            "--short",
+            "--no-peers",
+            "--kinds",
+            "int8",
+            "--rounds",
+            "2",
+            "--steps",
+            "3",
+            "--decode",
+            "1x8",
+            "8x8",
+            "--prefill",
+            "16",
+            "--threads",
+            "1",
+            "--parts",
+            "decode",
+            "prefill",
+            "stages",
+            "cold",
+            "--cold-rounds",
+            "1",
+            "--work",
+            str(tmp_path),
+            "--save",
+            "trial",
+        ]
+    )
+    printed = capsys.readouterr().out
+    text = (tmp_path / "results" / "trial.json").read_text()
+    result = json.loads(text)
+    assert str(tmp_path) not in text and sys.executable not in text  # nothing of this machine's folders
+    (row,) = result["engines"]
+    assert row["status"] == "measured" and row["versions"]["torch"] and row["settings"]["threads"] == 1
+    assert {(sample["part"], sample["batch"], len(sample["seconds"])) for sample in result["samples"]} == {
+        ("decode", 1, 3),
+        ("decode", 8, 3),
+        ("prefill", 1, 1),
+    }
+    assert len(result["rounds"]["decode"]) == 2 and len(result["cold"]) == 1 and len(result["cold_reads"]) == 1
+    (stage, _) = result["stages"]
+    assert {"input_product", "attention", "output_product", "lm_head", "sample"} <= set(stage["ops"])
+    for title in (
+        "Decode, a step at a time",
+        "Prefill, to the first token",
+        "A cold process",
+        "Where a step's time goes",
+    ):
+        assert title in printed
+    assert command.main(["--render", "trial"]) == 0
+    assert "| codegen_fast int8 | 1 | 8 |" in capsys.readouterr().out
