@@ -89,9 +89,10 @@ def test_engines_take_turns():
 
 def test_a_round_has_the_better_ceiling_of_before_and_after():
     measured, visits = iter([10.0, 30.0, 20.0]), []
-    found = rounds.run(
+    run = rounds.run(
         ["a", "b"], 2, lambda name, number: visits.append((name, number)), lambda: ceiling_rows(next(measured))
     )
+    found = list(run)
     assert [(each["best"], each["worst"]) for each in found] == [(30, 10), (30, 20)]
     assert visits == [("a", 0), ("b", 0), ("b", 1), ("a", 1)]
 
@@ -296,7 +297,7 @@ class NoCeiling(Worker):
         assert arguments[0] == "ceiling"
 
     def ask(self, do, **request):
-        return {"rows": ceiling_rows(30e9)}
+        return {"rows": ceiling_rows(30e9), "bytes_per_second": 30e9}
 
     def close(self):
         pass

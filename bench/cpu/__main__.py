@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ FULL = {"rounds": 4, "steps": 24, "prefill": [32, 128, 512, 1024], "parts": list
 
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     if args.render:
         result = results.read(args.render)
         print(tables.markdown(result))
@@ -96,8 +98,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         run = Run(result, residents, ceiling, progress)
         try:
             if set(settings["parts"]) - {"kernels"}:
-                longest = max(settings["prefill"], default=32)
-                residents.prepare([*((b, c, 4) for b, c in settings["decode"]), (1, longest, 1)], progress)
+                warm = [(batch, context, 3) for batch, context in settings["decode"]]
+                if "prefill" in settings["parts"]:
+                    warm.append((1, max(settings["prefill"]), 1))
+                residents.prepare(warm, progress)
             parts = {"decode": run.decode, "prefill": run.prefill, "stages": run.stages,
                      "cold": lambda: run.cold(folder, work), "kernels": run.kernels}  # fmt: skip
             for part in PARTS:
@@ -105,6 +109,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                     residents.close()  # what they measure is other processes' memory and time
                 if part in settings["parts"]:
                     parts[part]()
+        except KeyboardInterrupt:  # what there is, is told and saved
+            result["interrupted"] = True
         finally:
             residents.close()
     result["engines"] = list(residents.rows.values())

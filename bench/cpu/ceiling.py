@@ -2,19 +2,21 @@
 
 A plain sum, and a product of one row (lm_head of the 6B shape) in float32 and int8: reading is all that those do. Their
 buffers are far beyond the caches. Virtual machines lose half of their bandwidth for minutes, so it is measured in every
-round, and a round below FLAG of the run's best is flagged. It also changes within seconds: so the best two ways are
-measured again before and after every visit of an engine, whose share is of the better of the two. Above ABOVE of that
-nothing can be: such a run says nothing.
+round, and a round below FLAG of the run's best is flagged. They also win and lose it within seconds, so what there is
+to be had is measured before and after every visit of an engine, whose share is of the better of the two: its median
+step against the median pass. Above ABOVE of that nothing can be: such a run says nothing.
 """
 
 from __future__ import annotations
 
 import time
+from statistics import median
 from typing import Any
 
 FLAG = 0.75
 ABOVE = 1.05
 _SUM_BYTES = 512 << 20
+_SUMS = 3  # passes over half of them, of a moment
 _COLUMNS, _ROWS = 4096, 51200  # lm_head of the 6B shape: 839 MB in float32
 
 
@@ -22,9 +24,9 @@ class Ceiling:
     """Answers a worker's requests. patterns: of "sum", "float32 product", "int8 product"."""
 
     def __init__(self, threads: str) -> None:
-        import torch
+        from codegen_fast import ops
 
-        self._torch = torch
+        self._ops = ops
         self._threads = thread_counts(int(threads))
         self._products: dict[str, Any] = {}
 
@@ -36,23 +38,34 @@ class Ceiling:
             self._products[kind] = lm_head_calls(kind, _COLUMNS, _ROWS, at_least=400 << 20)
         return self._products[kind]
 
-    def measure(self, seconds: float, quick: bool = False) -> dict[str, Any]:
-        """rows of {pattern, threads, bytes_per_second}; each takes about ``seconds``.
-
-        quick: all threads alone, the sum and the float32 product.
-        """
-        from codegen_fast import ops
-
+    def measure(self, seconds: float) -> dict[str, Any]:
+        """rows of {pattern, threads, bytes_per_second}, the best pass; each takes about ``seconds``."""
         rows = []
-        for threads in self._threads[-1:] if quick else self._threads:
-            ops.set_num_threads(threads)
-            rate = ops.read_bandwidth(_SUM_BYTES, seconds)
+        for threads in self._threads:
+            self._ops.set_num_threads(threads)
+            rate = self._ops.read_bandwidth(_SUM_BYTES, seconds)
             rows.append({"pattern": "sum", "threads": threads, "bytes_per_second": rate})
-            for kind in ("float32",) if quick else ("float32", "int8"):
-                calls, nbytes = self._product(kind)
-                rows.append({"pattern": f"{kind} product", "threads": threads,
-                             "bytes_per_second": nbytes / _best(calls, seconds)})  # fmt: skip
+            for kind in ("float32", "int8"):
+                rate = max(self._product_rates(kind, seconds))
+                rows.append({"pattern": f"{kind} product", "threads": threads, "bytes_per_second": rate})
         return {"rows": rows}
+
+    def moment(self, seconds: float) -> dict[str, Any]:
+        """What all threads get just now: the better of the sum's and the float32 product's median pass."""
+        self._ops.set_num_threads(self._threads[-1])
+        sums = [self._ops.read_bandwidth(_SUM_BYTES // 2, 0.0) for _ in range(_SUMS)]
+        return {"bytes_per_second": max(median(sums), median(self._product_rates("float32", seconds)))}
+
+    def _product_rates(self, kind: str, seconds: float) -> list[float]:
+        """Bytes a second of single calls, taken in turn for about ``seconds``."""
+        calls, nbytes = self._product(kind)
+        rates, deadline = [], time.perf_counter() + seconds
+        while not rates or time.perf_counter() < deadline:
+            for call in calls:
+                begin = time.perf_counter()
+                call()
+                rates.append(nbytes / (time.perf_counter() - begin))
+        return rates
 
 
 def thread_counts(most: int) -> list[int]:
@@ -65,14 +78,3 @@ def thread_counts(most: int) -> list[int]:
 
 def best(rows: list[dict[str, Any]]) -> float:
     return max(row["bytes_per_second"] for row in rows)
-
-
-def _best(calls, seconds: float) -> float:
-    """The shortest of these calls, taken in turn for about ``seconds``."""
-    shortest, deadline = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < deadline:
-        for call in calls:
-            begin = time.perf_counter()
-            call()
-            shortest = min(shortest, time.perf_counter() - begin)
-    return shortest

@@ -30,7 +30,7 @@ class Run:
 
     def beside(self) -> float:
         """The ceiling of this moment, bytes a second."""
-        return best(self._ceiling.ask("measure", seconds=self._settings["ceiling_seconds"] / 2, quick=True)["rows"])
+        return self._ceiling.ask("moment", seconds=self._settings["ceiling_seconds"])["bytes_per_second"]
 
     # ---- Engines in turns ----
 
@@ -79,9 +79,9 @@ class Run:
                 self.result["samples"].append({"part": part, "engine": name, "batch": batch, "context": context,
                                                "round": number, "seconds": take(reply["seconds"])})  # fmt: skip
 
-        self.result["rounds"][part] = rounds.run(
-            self._residents.names, self._settings["rounds"], visit, self.measure_ceiling
-        )
+        done = self.result["rounds"][part] = []  # grows by whole rounds: an interruption loses the one it falls into
+        for each in rounds.run(self._residents.names, self._settings["rounds"], visit, self.measure_ceiling):
+            done.append(each)
 
     # ---- Ours alone ----
 

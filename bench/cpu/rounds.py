@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from bench.cpu.ceiling import best
@@ -13,19 +13,22 @@ def in_turns(engines: Sequence[str], rounds: int) -> list[list[str]]:
     return [list(engines) if number % 2 == 0 else list(reversed(engines)) for number in range(rounds)]
 
 
-def run(engines: Sequence[str], rounds: int, visit: Callable[[str, int], None],
-        ceiling: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:  # fmt: skip
-    """Visits every engine in every round. Returns for each round what the ceiling was: {round, rows, best}.
+def run(
+    engines: Sequence[str],
+    rounds: int,
+    visit: Callable[[str, int], None],
+    ceiling: Callable[[], list[dict[str, Any]]],
+) -> Iterator[dict[str, Any]]:
+    """Visits every engine in every round, and yields after each what the ceiling was: {round, rows, best, worst}.
 
-    The better of before and after counts: what was there in one of them was there to be had.
+    best: the better of before and after, since what was there in one of them was there to be had.
     """
-    found = []
     before = ceiling()
     for number, order in enumerate(in_turns(engines, rounds)):
         for engine in order:
             visit(engine, number)
         after = ceiling()
         rows = [{**row, "when": when} for when, rows in (("before", before), ("after", after)) for row in rows]
-        found.append({"round": number, "rows": rows, "best": best(rows), "worst": min(best(before), best(after))})
+        bests = best(before), best(after)
+        yield {"round": number, "rows": rows, "best": max(bests), "worst": min(bests)}
         before = after
-    return found

@@ -53,7 +53,8 @@ def headline(result: Result) -> str:
 
 
 def _warnings(result: Result) -> list[str]:
-    lines = [f"INVALID: {sentence}" for sentence in report.impossible(result)]
+    lines = ["The run was interrupted."] if result.get("interrupted") else []
+    lines += [f"INVALID: {sentence}" for sentence in report.impossible(result)]
     for part in result["rounds"]:
         low, used = sorted(report.flagged(result, part)), report.counted(result, part)
         if low:
