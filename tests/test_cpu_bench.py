@@ -107,12 +107,12 @@ def test_a_share_is_of_the_ceiling_beside_it():
     assert row.limit == pytest.approx(100) and row.marks == ("best of all", "best int8")
 
 
-def test_rounds_with_a_low_ceiling_are_flagged_and_left_out():
-    result = make_result({INT8: [0.01, 0.02, 0.01]}, ceilings=(30e9, 20e9, 30e9))
-    assert report.flagged(result, "decode") == {1} and report.counted(result, "decode") == [0, 2]
-    (row,) = report.rows(result, "decode")
-    assert row.timing.median == 0.01
-    assert "decode: rounds 2 had under 75% of the best ceiling (left out)" in tables.terminal(result)
+def test_rounds_with_a_low_ceiling_are_flagged():
+    result = make_result({INT8: [0.01, 0.02, 0.03]}, ceilings=(30e9, 20e9, 30e9))
+    assert report.flagged(result, "decode") == {1}
+    assert "decode: rounds 2 had under 75% of the best ceiling" in tables.terminal(result)
+    result["rounds"]["decode"].pop()  # interrupted in the last round: what it had measured does not count
+    assert report.medians(result, "decode") == {(INT8, 1, 32): {0: 0.01, 1: 0.02}}
 
 
 def test_what_reads_more_than_105_percent_of_the_ceiling_makes_the_run_invalid():

@@ -1,7 +1,7 @@
 """Medians, shares and ratios of a run's raw samples. A result is what results.py reads and writes.
 
-Ratios are taken within rounds, of two engines that ran minutes apart at most, and their median over rounds counts. A
-round whose ceiling is far below the run's best is flagged, and left out where others are left.
+Ratios are taken within rounds, of two engines that ran minutes apart at most, shares within visits; their median over
+rounds counts. A round whose ceiling is far below the run's best is flagged.
 """
 
 from __future__ import annotations
@@ -63,16 +63,15 @@ def flagged(result: Result, part: str) -> set[int]:
     return {each["round"] for each in result["rounds"].get(part, ()) if each["worst"] < FLAG * best}
 
 
-def counted(result: Result, part: str) -> list[int]:
-    """Rounds that count: those not flagged, or all if all are."""
-    every = [each["round"] for each in result["rounds"].get(part, ())]
-    good = [number for number in every if number not in flagged(result, part)]
-    return good or every
+def whole_rounds(result: Result, part: str) -> set[int]:
+    """Those that came to their end. Flagged ones are among them: in some runs hardly a round is not, and shares and
+    ratios are of what was measured side by side."""
+    return {each["round"] for each in result["rounds"].get(part, ())}
 
 
 def medians(result: Result, part: str) -> dict[Key, dict[int, float]]:
-    """(engine, batch, context) -> round -> median seconds, of the rounds that count."""
-    rounds = set(counted(result, part))
+    """(engine, batch, context) -> round -> median seconds, of whole rounds."""
+    rounds = whole_rounds(result, part)
     seconds: dict[Key, dict[int, list[float]]] = {}
     for sample in result["samples"]:
         if sample["part"] == part and sample["round"] in rounds:
@@ -145,7 +144,7 @@ def best_peer(result: Result, part: str, batch: int, context: int, type: str | N
 
 
 def ratio(result: Result, part: str, ours: Key, other: Key) -> Ratio | None:
-    """Tokens a second of one over another's; None where one of them was not measured in a round that counts."""
+    """Tokens a second of one over another's; None where one of them was not measured in the same round."""
     found = medians(result, part)
     if ours not in found or other not in found:
         return None

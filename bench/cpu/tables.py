@@ -56,12 +56,9 @@ def _warnings(result: Result) -> list[str]:
     lines = ["The run was interrupted."] if result.get("interrupted") else []
     lines += [f"INVALID: {sentence}" for sentence in report.impossible(result)]
     for part in result["rounds"]:
-        low, used = sorted(report.flagged(result, part)), report.counted(result, part)
+        low = sorted(report.flagged(result, part))
         if low:
-            left_out = "left out" if not set(low) & set(used) else "counted, because there are no others"
-            lines.append(
-                f"{part}: rounds {', '.join(str(n + 1) for n in low)} had under 75% of the best ceiling ({left_out})"
-            )
+            lines.append(f"{part}: rounds {', '.join(str(n + 1) for n in low)} had under 75% of the best ceiling")
     return ["", *lines] if lines else []
 
 
