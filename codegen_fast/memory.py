@@ -16,13 +16,13 @@ from .quantization import packed_kinds
 
 def packed_kind(dtype: torch.dtype, quantization: str | None) -> str:
     """The stored type of the layers' weights: the quantisation, or the name of `dtype`."""
-    return packed_kinds(dtype, quantization)["w_in"]
+    return quantization or str(dtype).removeprefix("torch.")
 
 
 def model_bytes(config: CodeGenConfig, dtype: torch.dtype, quantization: str | None = None,
                 device: torch.device | str = "cpu") -> int:
     """Bytes of the loaded weights: packed products, embedding in `dtype`, norms and biases in float32."""
-    kinds = packed_kinds(dtype, quantization)
+    kinds = packed_kinds(dtype, quantization, device)
     packed = {name: ops.packed_weight_nbytes(kinds[name], *shape, device)
               for name, shape in config.packed_shapes().items()}
     d = config.n_embd

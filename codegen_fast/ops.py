@@ -73,7 +73,9 @@ philox_uniform = _C.philox_uniform
 
 FLOAT_KINDS = ("float32", "float16", "bfloat16")
 INT4_GROUPS = {"int4": 32, "int4-g64": 64, "int4-g128": 128}  # columns that share a scale
-WEIGHT_KINDS = (*FLOAT_KINDS, "int8", *INT4_GROUPS)
+INT8_GROUPS = {"int8-g32": 32}
+GROUPS = {**INT8_GROUPS, **INT4_GROUPS}  # kinds whose scales are bfloat16 numbers among the codes; "int8" has one a row
+WEIGHT_KINDS = (*FLOAT_KINDS, "int8", *GROUPS)
 _HUGE_PAGE = 2 << 20  # bytes: a weight on such pages streams a tenth faster, because fewer addresses are translated
 _ALIGNMENT = 64  # bytes: a cache line, so that no vector load of a panel straddles two
 
@@ -212,11 +214,12 @@ def unpack_quantized(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of an int8 or int4 weight as they are stored: (n, columns) int8 and float32 scales.
 
-    int8: scales (n,). int4: values from -8 to 7, scales (n, groups of columns), each of them a bfloat16 value.
+    "int8": scales (n,). In groups: scales (n, groups of columns), each of them a bfloat16 value. int4: values from -8
+    to 7.
     """
     columns = _columns(weight, segment)
     out = torch.empty(n, columns, dtype=torch.int8, device=weight.data.device)
-    group = INT4_GROUPS.get(weight.kind)
+    group = GROUPS.get(weight.kind)
     scales = torch.empty((n,) if group is None else (n, -(-columns // group)), dtype=torch.float32,
                          device=weight.data.device)
     _C.unpack(out, scales, weight, section, row, segment)

@@ -90,7 +90,7 @@ void check_quantized(const PackedWeight& w) {
 
 // The scales of `rows` quantised rows of a segment, as they come and go beside the values.
 void check_scales(const PackedWeight& w, int64_t segment, const TensorView& scales, int64_t rows, Device device) {
-  if (w.dtype == DType::i8) return check_vector(scales, rows, DType::f32, device);
+  if (w.group_cols == 0) return check_vector(scales, rows, DType::f32, device);
   check_table(scales, rows, (w.segment_cols[segment] + w.group_cols - 1) / w.group_cols, DType::f32, device);
 }
 
@@ -171,6 +171,9 @@ void check_packed(const BackendRules& rules, const PackedWeight& w, const char* 
   rules.check_weight_type(w, name);
   if (w.dtype == DType::i4 && w.group_cols != 32 && w.group_cols != 64 && w.group_cols != 128)
     throw ValueError(n + ": int4 has groups of 32, 64 or 128 columns, got " + std::to_string(w.group_cols));
+  if (w.dtype == DType::i8 && w.group_cols != 0 && w.group_cols != 32)
+    throw ValueError(n + ": int8 has one scale a row or groups of 32 columns, got groups of " +
+                     std::to_string(w.group_cols));
   check_dtype(w.data, {DType::u8});
   check_shape(w.data, {rules.packed_weight_bytes(w)});
   check_contiguous(w.data);
@@ -217,11 +220,12 @@ void check_quantize_activations(const BackendRules& rules, const TensorView& q, 
   const int64_t padding = rules.activation_padding();
   int64_t columns = 0, groups = 0;
   for (int s = 0; s < w.num_segments; ++s) {
-    const int64_t group = rules.activation_group() ? rules.activation_group() : w.segment_cols[s];
+    const int64_t group = rules.activation_group(w) ? rules.activation_group(w) : w.segment_cols[s];
     columns += (w.segment_cols[s] + padding - 1) / padding * padding;
     groups += (w.segment_cols[s] + group - 1) / group;
   }
   check_table(q, x.shape[0], columns, DType::i8, device);
+  if (w.group_cols) groups += w.num_segments;  // their offsets
   check_table(scales, x.shape[0], groups, DType::f32, device);
 }
 

@@ -20,7 +20,7 @@ struct BackendRules {
   int64_t (*packed_weight_bytes)(const PackedWeight& w);
   int64_t (*packed_weight_scales)(const PackedWeight& w);
   int64_t (*kv_page_size)();
-  int64_t (*activation_group)();
+  int64_t (*activation_group)(const PackedWeight& w);
   int64_t (*activation_padding)();
 };
 

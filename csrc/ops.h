@@ -26,7 +26,7 @@
 // INT8. A product with i8 weights runs in one of two modes, fixed by backend and phase and never by T: w8a16 (the
 // weights are dequantised, activations stay as they are) or w8a8 (activations are quantised as quantize_activations
 // says; sums within a group are exact in int32, groups are scaled and added in their order in float32).
-//   cpu:  w8a8 in both phases, groups of 64 columns.
+//   cpu:  w8a8 in both phases, groups of 64 columns, or of 32 for weights that are themselves in groups (below).
 //   cuda: decode w8a16; prefill w8a8, a group is a whole segment, so that all of a row's sums stay in int32.
 //
 // INT4. i4 weights exist on the CPU alone, in one mode, w4a8: activations are quantised as for i8 there. Sums are exact
@@ -53,6 +53,14 @@ enum class Phase : uint8_t { prefill, decode };
 //   dtype i8: symmetric, W[row, col] = scale[segment(col), row] * q, q in [-127, 127];
 //             scale = amax / 127 over the row's columns of that segment, q = round_half_even(W * (127 / amax)),
 //             both in float32; a row of zeros has scale 0; where 127 / amax overflows, q is 0.
+//   dtype i8 with group_cols = 32 (CPU alone): symmetric in groups of so many columns of a segment (the last may be
+//             shorter): W[row, col] = scale[segment(col), group(col), row] * q, q in [-127, 127], scale a bfloat16.
+//             Let a be the group's largest magnitude. Of the 8 consecutive bfloat16 numbers s from the smallest that is
+//             not below a * (1 / 127.5), the first with the least e is taken: y = W * (1 / s),
+//             q = min(max(round_half_even(y), -127), 127), e = (s/a)^2 * (the sum of (y - q)^2 over the columns in
+//             their order); every operation is rounded to float32. Where 1 / s overflows, y is 0.
+//             Beside the data stands every row's sum over each segment: of scale * (the sum of a group's codes), group
+//             after group, in float32. It meets the activations' offset (quantize_activations).
 //   dtype i4: symmetric in groups of group_cols columns of a segment (the last may be shorter), one scale for each row
 //             of a group: W[row, col] = scale[segment(col), group(col), row] * q, q in [-8, 7], scale a bfloat16.
 //             Let m be the group's value of largest magnitude, the first of equals. Of the scales s = bf16(m * -f/128),
@@ -63,13 +71,13 @@ struct PackedWeight {
   static constexpr int kMaxSections = 4;
   static constexpr int kMaxSegments = 2;
   DType dtype = DType::f32;
-  int64_t group_cols = 0;  // i4 only: 32, 64 or 128
+  int64_t group_cols = 0;  // i4: 32, 64 or 128. i8: 0 for one scale a row and segment, or 32
   int num_sections = 1;
   int64_t section_rows[kMaxSections] = {};  // out_features of each section
   int num_segments = 1;
   int64_t segment_cols[kMaxSegments] = {};  // in_features of each segment
   TensorView data;    // (packed_weight_bytes,) u8, 64-byte aligned
-  TensorView scales;  // i8 only: (packed_weight_scales,) f32; the scales of i4 stand in data
+  TensorView scales;  // i8 only: (packed_weight_scales,) f32; in groups the rows' sums. Other scales stand in data
 
   int64_t out_features() const { int64_t n = 0; for (int i = 0; i < num_sections; ++i) n += section_rows[i]; return n; }
   int64_t in_features() const { int64_t n = 0; for (int i = 0; i < num_segments; ++i) n += segment_cols[i]; return n; }
@@ -159,7 +167,7 @@ struct LogitsRules {
   /* Tokens a page holds. */                                                                                          \
   int64_t kv_page_size();                                                                                             \
   /* Columns of a group and of a segment's padding in quantize_activations; a group of 0 is a whole segment. */       \
-  int64_t activation_group();                                                                                         \
+  int64_t activation_group(const PackedWeight& w);                                                                    \
   int64_t activation_padding();                                                                                       \
                                                                                                                       \
   /* Rows row .. row+n of (section, segment) of w  <-  source (n, segment_cols) f32, f16 or bf16, rows may be         \
@@ -172,7 +180,7 @@ struct LogitsRules {
   /* Fills w (padding included) with zeros. */                                                                        \
   void clear_packed(PackedWeight& w);                                                                                 \
   /* i8 and i4: puts quantised rows back as they were saved: source (n, segment_cols) i8, for i4 in [-8, 7] (the      \
-     caller sees to it); scales f32, (n,) of i8, (n, groups) of i4 and there bfloat16 values (low bits go). */        \
+     caller sees to it); scales f32, (n,), or in groups (n, groups) and there bfloat16 values (low bits go). */       \
   void pack_quantized(PackedWeight& w, int64_t section, int64_t row, int64_t segment, const TensorView& source,       \
                       const TensorView& scales);                                                                      \
   /* out (n, segment_cols) f32, f16 or bf16  <-  rows row .. row+n, dequantised; or, for an i8 or i4 weight and an    \
@@ -184,6 +192,11 @@ struct LogitsRules {
      segment of w is cut into groups (INT8 above; the last may be shorter); in a group scale = amax / 127,            \
      q = round_half_even(x * (127 / amax)), 0 where amax is 0 or 127 / amax overflows; NaN or infinity in a group     \
      makes its scale NaN. Columns stand in their order, segments padded with 0 to multiples of activation_padding().  \
+     For i8 weights in groups, what is quantised is x - c, c an offset of the row's segment, which a product adds     \
+     back as c times the weights' sums: halfway between the groups' mean largest and mean smallest values,            \
+     c = (sum of largest + sum of smallest) * (0.5 / groups), in float32, groups in their order (after gelu nothing   \
+     is below -0.17, and half of the codes would lie idle). Then scales is (T, groups + segments): behind the scales  \
+     stand the offsets; NaN or infinity in a segment makes all of its scales and its offset NaN.                      \
      Exists so that tests see the quantised activations. */                                                           \
   void quantize_activations(TensorView& q, TensorView& scales, const TensorView& x, const PackedWeight& w);           \
                                                                                                                       \
@@ -217,7 +230,9 @@ struct LogitsRules {
   int64_t output_product_workspace(int64_t num_tokens, const PackedWeight& w_out);                                    \
                                                                                                                       \
   /* logits[m] = w_lm (V, d) times layer_norm(x[rows[m]]) + bias_lm.                                                  \
-     logits (M, V) f32; x (T, d) act; rows (M,) i32, each in [0, T) (others give NaN); bias_lm (V,) f32. */           \
+     logits (M, V) f32; x (T, d) act; rows (M,) i32, each in [0, T) (others give NaN); bias_lm (V,) f32.              \
+     For i8 weights in groups the rows are multiplied in two parts, q and q' with offsets c and c': what              \
+     quantize_activations makes of x, and of (x - c) - scale * q. Errors here go straight into the logits. */         \
   void lm_head(TensorView& logits, const TensorView& x, const TensorView& rows, const Norm& norm,                     \
                const PackedWeight& w_lm, const TensorView& bias_lm, Phase phase, TensorView& workspace);              \
   int64_t lm_head_workspace(int64_t num_rows, const PackedWeight& w_lm);                                              \

@@ -158,7 +158,7 @@ def _add_how_to_run(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     model = parser.add_argument_group("model")
     model.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto",
                        help="type of the weights (default: auto, the checkpoint's)")
-    model.add_argument("--quantization", choices=("none", "int8", "int4", "int4-g64", "int4-g128"),
+    model.add_argument("--quantization", choices=("none", "int8", "int8-row", "int4", "int4-g64", "int4-g128"),
                        default="none",
                        help="int8 takes half the memory of float16, int4 about a third (CPU only; a scale for every 32 "
                             "columns, or 64 or 128) (default: none)")

@@ -9,7 +9,7 @@ import torch
 from .. import ops
 from ..config import CodeGenConfig
 from ..memory import available_bytes, check_fits, gigabytes, model_bytes, packed_kind
-from ..quantization import packed_kinds, require_backend
+from ..quantization import packed_kinds, require_stored, stored_quantization
 from .decoder_weights import DecoderWeights, LayerWeights
 from .loader import CHUNK_BYTES, all_finite
 
@@ -30,7 +30,8 @@ def convert_weights(config: CodeGenConfig, weights: DecoderWeights, dtype: torch
     if dtype == weights.dtype and not moves:
         return weights
     if moves:
-        require_backend(weights.quantization, device)
+        if weights.quantization is not None:
+            require_stored(stored_quantization(weights.quantization, weights.layers[0].w_in.kind), device)
         check_fits(config, dtype, weights.quantization, device=device, scratch=CHUNK_BYTES,
                    where=f"moving the model to {device}")
     else:
@@ -52,7 +53,9 @@ def convert_weights(config: CodeGenConfig, weights: DecoderWeights, dtype: torch
 
 
 def _moved(weights: DecoderWeights, dtype: torch.dtype, device: torch.device) -> DecoderWeights:
-    kinds = packed_kinds(dtype, weights.quantization)
+    kinds = {"w_in": weights.layers[0].w_in.kind, "w_out": weights.layers[0].w_out.kind, "lm_head": weights.lm_head.kind}
+    if weights.quantization is None:
+        kinds = packed_kinds(dtype, None)
 
     def norm(old: ops.Norm) -> ops.Norm:
         return ops.Norm(old.weight.to(device), old.bias.to(device), old.eps)

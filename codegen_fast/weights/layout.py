@@ -100,17 +100,20 @@ def lm_head_layout(config: CodeGenConfig, name: str = LM_HEAD) -> Matrix:
 def quantized_specs(matrix: Matrix, quantization: str) -> tuple[TensorSpec, TensorSpec]:
     """The two tensors of a quantised file that hold a matrix: its codes, and under SCALE_SUFFIX their scales.
 
-    int8: codes (1, rows, cols) int8, scales (rows,) float32. int4: two codes a byte (nibbles()), (1, rows, half of cols
-    rounded up) uint8; scales (rows, groups of columns) bfloat16. The leading dimension of 1 stops programs that do not
-    know the scales (transformers) from loading the codes as if they were weights.
+    Codes of int8 are (1, rows, cols) int8; of int4 two are a byte (nibbles()), (1, rows, half of cols rounded up) uint8.
+    Scales are (rows,) float32, or in groups (rows, groups of columns) bfloat16. The leading dimension of 1 stops programs
+    that do not know the scales (transformers) from loading the codes as if they were weights.
     """
     rows, cols = matrix.shape
-    group = ops.INT4_GROUPS.get(packed_kinds(torch.float32, quantization)[matrix.weight])
+    kind = packed_kinds(torch.float32, quantization)[matrix.weight]
+    if kind in ops.INT4_GROUPS:
+        codes = TensorSpec(matrix.name, (1, rows, -(-cols // 2)), (torch.uint8,))
+    else:
+        codes = TensorSpec(matrix.name, (1, rows, cols), (torch.int8,))
     scale = matrix.name + SCALE_SUFFIX
-    if group is None:
-        return (TensorSpec(matrix.name, (1, rows, cols), (torch.int8,)), TensorSpec(scale, (rows,), (torch.float32,)))
-    return (TensorSpec(matrix.name, (1, rows, -(-cols // 2)), (torch.uint8,)),
-            TensorSpec(scale, (rows, -(-cols // group)), (torch.bfloat16,)))
+    if kind not in ops.GROUPS:
+        return codes, TensorSpec(scale, (rows,), (torch.float32,))
+    return codes, TensorSpec(scale, (rows, -(-cols // ops.GROUPS[kind])), (torch.bfloat16,))
 
 
 def nibbles(codes: torch.Tensor) -> torch.Tensor:

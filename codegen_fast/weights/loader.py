@@ -16,7 +16,7 @@ from tqdm import tqdm
 from .. import ops
 from ..config import CodeGenConfig
 from ..memory import check_fits, packed_kind
-from ..quantization import packed_kinds, parse_quantization, require_backend
+from ..quantization import packed_kinds, parse_quantization, require_backend, require_stored
 from . import layout
 from .checkpoint import TensorSource
 from .decoder_weights import DecoderWeights, LayerWeights
@@ -38,11 +38,14 @@ def load_weights(config: CodeGenConfig, source: TensorSource, *, dtype: torch.dt
     if dtype not in layout.FLOAT_DTYPES:
         raise ValueError(f"dtype is {dtype}; expected torch.float32, torch.float16 or torch.bfloat16")
     quantization = parse_quantization(quantization) or config.quantization
+    if (quantization, config.quantization) == ("int8", "int8-row"):
+        quantization = "int8-row"  # it is int8
     if config.quantization not in (None, quantization):
         raise ValueError(f"quantization={quantization!r} was asked for, and {source.describe()} holds a model in "
                          f"{config.quantization}: load it as it is, or quantise the original")
     device = torch.device(device)
     require_backend(quantization, device)
+    require_stored(config.quantization, device)
     tied = _is_tied(config, source)
     total = _check_tensors(config, source, lm_head=not tied)
     check_fits(config, dtype, quantization, device=device, scratch=CHUNK_BYTES, where=source.describe())
@@ -60,7 +63,7 @@ class _Loader:
         self._source = source
         self._dtype = dtype
         self._quantization = quantization
-        self._kinds = packed_kinds(dtype, quantization)
+        self._kinds = packed_kinds(dtype, quantization, device)
         self._device = device
         self._bar = bar
 
@@ -139,7 +142,7 @@ class _Loader:
         scale_name = matrix.name + layout.SCALE_SUFFIX
         scales = self._vector(scale_name)
         if not is_int4 and scales.numel() and float(scales.min()) < 0:
-            raise ValueError(f"{self._where(scale_name)} holds a negative scale; expected amax / 127 of each row")
+            raise ValueError(f"{self._where(scale_name)} holds a negative scale; int8 has positive ones")
         for part in matrix.parts:
             for row, rows in self._chunks(matrix.name, part.start, part.count):
                 if is_int4:

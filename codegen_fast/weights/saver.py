@@ -15,7 +15,7 @@ import torch
 from .. import ops
 from ..config import CodeGenConfig
 from ..memory import gigabytes
-from ..quantization import to_config
+from ..quantization import stored_quantization, to_config
 from . import hub, layout
 from .decoder_weights import DecoderWeights
 from .loader import CHUNK_BYTES
@@ -64,8 +64,12 @@ def _config_of(config: CodeGenConfig, weights: DecoderWeights) -> CodeGenConfig:
     extra = {key: value for key, value in config.extra.items() if key != "quantization_config"}
     extra["architectures"] = [_ARCHITECTURES[config.model_type]]
     if weights.quantization is not None:
-        extra["quantization_config"] = to_config(weights.quantization)
+        extra["quantization_config"] = to_config(_stored(weights))
     return dataclasses.replace(config, dtype=weights.dtype, extra=extra)
+
+
+def _stored(weights: DecoderWeights) -> str:
+    return stored_quantization(weights.quantization, weights.layers[0].w_in.kind)
 
 
 def _check_room(folder: Path, needed: int) -> None:
@@ -149,7 +153,7 @@ def _matrix(matrix: layout.Matrix, packed: ops.PackedWeight, weights: DecoderWei
     def quantized() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         return (ops.unpack_quantized(packed, n, **place) for n, place in places())
 
-    codes, scales = layout.quantized_specs(matrix, weights.quantization)
+    codes, scales = layout.quantized_specs(matrix, _stored(weights))
     as_stored = layout.nibbles if codes.dtypes[0] == torch.uint8 else lambda values: values
     yield Entry(codes.name, codes.dtypes[0], codes.shape, lambda: (as_stored(values) for values, _ in quantized()))
     yield Entry(scales.name, scales.dtypes[0], scales.shape,

@@ -126,8 +126,9 @@ void bind_sizes(py::module_& m) {
   }, py::arg("kind"), py::arg("sections"), py::arg("segments"), py::arg("device") = "cpu");
   m.def("backend_name", [](const std::string& device) { return backend_of(device).name; }, py::arg("device") = "cpu");
   m.def("kv_page_size", [](const std::string& device) { return backend_of(device).kv_page_size(); }, py::arg("device") = "cpu");
-  m.def("activation_group", [](const std::string& device) { return backend_of(device).activation_group(); },
-        py::arg("device") = "cpu");
+  m.def("activation_group", [](const std::string& kind, const std::string& device) {
+    return backend_of(device).activation_group(weight_shape(kind, {1}, {1}));
+  }, py::arg("kind"), py::arg("device") = "cpu");
   m.def("activation_padding", [](const std::string& device) { return backend_of(device).activation_padding(); },
         py::arg("device") = "cpu");
   m.def("input_product_workspace", [](int64_t n, const BoundWeight& w) {

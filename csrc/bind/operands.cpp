@@ -31,11 +31,12 @@ PackedWeight weight_shape(const std::string& kind, const std::vector<int64_t>& s
   else if (kind == "float16") w.dtype = DType::f16;
   else if (kind == "bfloat16") w.dtype = DType::bf16;
   else if (kind == "int8") w.dtype = DType::i8;
+  else if (kind == "int8-g32") w.dtype = DType::i8, w.group_cols = 32;
   else if (kind == "int4") w.dtype = DType::i4, w.group_cols = 32;
   else if (kind == "int4-g64") w.dtype = DType::i4, w.group_cols = 64;
   else if (kind == "int4-g128") w.dtype = DType::i4, w.group_cols = 128;
-  else throw ValueError("kind: '" + kind + "' is no type of weights; expected float32, float16, bfloat16, int8, int4, "
-                        "int4-g64 or int4-g128");
+  else throw ValueError("kind: '" + kind + "' is no type of weights; expected float32, float16, bfloat16, int8, "
+                        "int8-g32, int4, int4-g64 or int4-g128");
   if (sections.empty() || sections.size() > PackedWeight::kMaxSections)
     throw ValueError("sections: expected 1 to 4 of them, got " + std::to_string(sections.size()));
   if (segments.empty() || segments.size() > PackedWeight::kMaxSegments)

@@ -1,4 +1,4 @@
-// Packing, quantisation and their inverses: with pack_int4.cpp the only code that writes or reads the order of elements
+// Packing, quantisation and their inverses: with pack_groups.cpp the only code that writes or reads the order of elements
 // in a weight.
 #include <atomic>
 
@@ -10,10 +10,6 @@ namespace codegen_fast::cpu {
 namespace {
 
 constexpr int64_t kBlock = 64;  // columns that are converted at a time, on the stack; a multiple of kQuad
-
-float* scales_of(const PackedWeight& w, PanelRows at, int64_t segment) {
-  return w.scales.as<float>() + (segment * num_panels(w) + at.panel) * kPanel + at.first_lane;
-}
 
 // The magnitude from which a finite value rounds to infinity in a narrower type.
 float overflow_bound(DType to) {
@@ -58,12 +54,6 @@ Faults pack_panel(const PackedWeight& w, PanelRows at, int64_t segment, const Te
       for (int64_t r = 0; r < at.lanes; ++r) data[(column + i) * kPanel + r] = block[r][i];
   });
   return faults;
-}
-
-// Puts n columns of one row, from a whole quad on, into an int8 panel.
-void put_quads(int8_t* panel, int64_t lane, int64_t column, const int8_t* values, int64_t n) {
-  for (int64_t i = 0; i < n; i += kQuad)
-    std::memcpy(panel + (column + i) * kPanel + lane * kQuad, values + i, std::min<int64_t>(kQuad, n - i));
 }
 
 Faults quantize_panel(const PackedWeight& w, PanelRows at, int64_t segment, const TensorView& source) {
@@ -125,7 +115,7 @@ void unpack_panel(TensorView& out, const PackedWeight& w, PanelRows at, int64_t 
 
 int64_t packed_weight_bytes(const PackedWeight& w) { return num_panels(w) * panel_bytes(w); }
 
-int64_t activation_group() { return kGroup; }
+int64_t activation_group(const PackedWeight& w) { return group_of(w); }
 int64_t activation_padding() { return kQuad; }
 
 int64_t packed_weight_scales(const PackedWeight& w) {
@@ -137,8 +127,8 @@ void pack(PackedWeight& w, int64_t section, int64_t row, int64_t segment, const 
   check_pack(kRules, w, section, row, segment, source, status);
 
   for_panels(w, section, row, source.shape[0], [&](PanelRows at) {
-    const Faults f = w.dtype == DType::i8    ? quantize_panel(w, at, segment, source)
-                     : w.dtype == DType::i4  ? quantize_panel_i4(w, at, segment, source)
+    const Faults f = is_grouped(w)           ? quantize_panel_in_groups(w, at, segment, source)
+                     : w.dtype == DType::i8  ? quantize_panel(w, at, segment, source)
                      : w.dtype == DType::f32 ? pack_panel<float>(w, at, segment, source)
                                              : pack_panel<uint16_t>(w, at, segment, source);
     int32_t* s = status.as<int32_t>();
@@ -162,7 +152,7 @@ void pack_quantized(PackedWeight& w, int64_t section, int64_t row, int64_t segme
   check_pack_quantized(kRules, w, section, row, segment, source, scales);
 
   for_panels(w, section, row, source.shape[0], [&](PanelRows at) {
-    if (w.dtype == DType::i4) return put_panel_i4(w, at, segment, source, scales);
+    if (is_grouped(w)) return put_panel_in_groups(w, at, segment, source, scales);
     int8_t* data = columns_of<int8_t>(w, at.panel, segment);
     for (int64_t r = 0; r < at.lanes; ++r) {
       put_quads(data, at.first_lane + r, 0, reinterpret_cast<const int8_t*>(row_of(source, at.first_row + r)),
@@ -178,7 +168,7 @@ void unpack(TensorView& out, TensorView& out_scales, const PackedWeight& w, int6
   const bool raw = out.dtype == DType::i8;
 
   for_panels(w, section, row, out.shape[0], [&](PanelRows at) {
-    if (w.dtype == DType::i4) return unpack_panel_i4(out, out_scales, w, at, segment);
+    if (is_grouped(w)) return unpack_panel_in_groups(out, out_scales, w, at, segment);
     if (w.dtype == DType::i8) unpack_panel<int8_t>(out, w, at, segment);
     else if (w.dtype == DType::f32) unpack_panel<float>(out, w, at, segment);
     else unpack_panel<uint16_t>(out, w, at, segment);

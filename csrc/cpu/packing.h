@@ -1,4 +1,4 @@
-// What pack.cpp and pack_int4.cpp share: the rows of a call, panel by panel, and the faults of their values.
+// What pack.cpp and pack_groups.cpp share: the rows of a call, panel by panel, and the faults of their values.
 #pragma once
 
 #include <algorithm>
@@ -82,10 +82,22 @@ inline Faults count_faults(const float* v, int64_t n, float bound) {
   return f;
 }
 
-// int4 (pack_int4.cpp), for the rows of one panel.
-Faults quantize_panel_i4(const PackedWeight& w, PanelRows at, int64_t segment, const TensorView& source);
-void put_panel_i4(const PackedWeight& w, PanelRows at, int64_t segment, const TensorView& source,
-                  const TensorView& scales);
-void unpack_panel_i4(TensorView& out, TensorView& out_scales, const PackedWeight& w, PanelRows at, int64_t segment);
+// The scales of i8, or the sums of its rows in groups, of a panel's lanes from first_lane on.
+inline float* scales_of(const PackedWeight& w, PanelRows at, int64_t segment) {
+  return w.scales.as<float>() + (segment * num_panels(w) + at.panel) * kPanel + at.first_lane;
+}
+
+// Puts n columns of one row, from a whole quad on, into int8 quads of a panel.
+inline void put_quads(int8_t* quads, int64_t lane, int64_t column, const int8_t* values, int64_t n) {
+  for (int64_t i = 0; i < n; i += kQuad)
+    std::memcpy(quads + (column + i) * kPanel + lane * kQuad, values + i, std::min<int64_t>(kQuad, n - i));
+}
+
+// int8 and int4 in groups (pack_groups.cpp), for the rows of one panel.
+Faults quantize_panel_in_groups(const PackedWeight& w, PanelRows at, int64_t segment, const TensorView& source);
+void put_panel_in_groups(const PackedWeight& w, PanelRows at, int64_t segment, const TensorView& source,
+                         const TensorView& scales);
+void unpack_panel_in_groups(TensorView& out, TensorView& out_scales, const PackedWeight& w, PanelRows at,
+                            int64_t segment);
 
 }  // namespace codegen_fast::cpu

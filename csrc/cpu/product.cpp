@@ -9,7 +9,8 @@ namespace codegen_fast::cpu {
 int64_t ProductScratch::bytes(int64_t rows, const PackedWeight& w, bool with_norm) {
   int64_t n = with_norm ? round_up(rows * normed_stride(w) * 4, 64) : 0;
   if (is_quantized(w))
-    n += rows * q_stride(w) + round_up(rows * num_groups(w) * 4, 64) * (1 + kSumsPerGroup);
+    n += rows * q_stride(w) + round_up(rows * num_groups(w) * 4, 64) * (1 + sums_per_group(w));
+  if (is_fine(w)) n += round_up(rows * w.num_segments * 4, 64);
   return n;
 }
 
@@ -25,9 +26,31 @@ ProductScratch::ProductScratch(const TensorView& workspace, int64_t rows, const 
     q_scales = reinterpret_cast<float*>(at);
     at += round_up(rows * num_groups(w) * 4, 64);
     q_sums = reinterpret_cast<int32_t*>(at);
-    at += round_up(rows * num_groups(w) * 4, 64) * kSumsPerGroup;
+    at += round_up(rows * num_groups(w) * 4, 64) * sums_per_group(w);
+  }
+  if (is_fine(w)) {
+    offsets = reinterpret_cast<float*>(at);
+    at += round_up(rows * w.num_segments * 4, 64);
   }
   rest = at;
+}
+
+void quantize_row(const float* x, int64_t t, const PackedWeight& w, const ProductScratch& scratch) {
+  const Kernels& k = kernels();
+  int8_t* q = scratch.q + t * ProductScratch::q_stride(w);
+  int64_t group = t * num_groups(w);
+  for (int s = 0; s < w.num_segments; x += w.segment_cols[s], ++s) {
+    float* scales = scratch.q_scales + group;
+    int32_t* sums = scratch.q_sums + group * sums_per_group(w);
+    if (is_fine(w))
+      k.quantize_fine(q + first_column(w, s), scales, sums, scratch.offsets + t * w.num_segments + s, x,
+                      w.segment_cols[s]);
+    else
+      k.quantize(q + first_column(w, s), scales, sums, x, w.segment_cols[s]);
+    // What they fill up is a quad; int4 reads pairs of them.
+    for (int64_t c = first_column(w, s) + round_up(w.segment_cols[s], kQuad); c < first_column(w, s + 1); ++c) q[c] = 0;
+    group += groups_of_segment(w, s);
+  }
 }
 
 void quantize_activations(TensorView& q, TensorView& scales, const TensorView& x, const PackedWeight& w) {
@@ -35,15 +58,22 @@ void quantize_activations(TensorView& q, TensorView& scales, const TensorView& x
 
   const Kernels& k = kernels();
   const int64_t rows = x.shape[0], groups = num_groups(w);
+  const bool fine = is_fine(w);
   parallel_for(rows, grain_for(rows), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const float* from = x.as<float>() + t * x.strides[0];
-      float* to_scales = scales.as<float>() + t * groups;
+      float* to_scales = scales.as<float>() + t * (groups + (fine ? w.num_segments : 0));
+      float* const offsets = to_scales + groups;
       for (int s = 0; s < w.num_segments; from += w.segment_cols[s], ++s) {
         int8_t* codes = q.as<int8_t>() + t * stored_columns(w) + first_column(w, s);
+        if (fine) {
+          k.quantize_fine(codes, to_scales, nullptr, offsets + s, from, w.segment_cols[s]);
+          to_scales += groups_of_segment(w, s);
+          continue;
+        }
         // A group at a time: nobody asked for the sums, and an op allocates nothing.
         for (int64_t c = 0; c < w.segment_cols[s]; c += kGroup) {
-          int32_t sums[kSumsPerGroup];
+          int32_t sums[kGroup / kSumColumns];
           k.quantize(codes + c, to_scales++, sums, from + c, std::min<int64_t>(kGroup, w.segment_cols[s] - c));
         }
       }

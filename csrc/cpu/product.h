@@ -10,7 +10,8 @@
 
 namespace codegen_fast::cpu {
 
-constexpr int kSumsPerGroup = kGroup / kSumColumns;
+// Sums of codes that a group of activations has.
+inline int sums_per_group(const PackedWeight& w) { return static_cast<int>(group_of(w) / kSumColumns); }
 // Rows that a product reads side by side must not lie a multiple of 4096 bytes apart: they would share a few lines of
 // the first cache.
 constexpr int64_t kRowPadding = 64;
@@ -24,7 +25,8 @@ struct ProductScratch {
   float* normed = nullptr;        // (T, normed_stride): the LayerNorm of the rows, where there is one
   int8_t* q = nullptr;            // (T, q_stride): the quantised rows, for int8 weights
   float* q_scales = nullptr;      // (T, groups)
-  int32_t* q_sums = nullptr;      // (T, groups, kGroup / kSumColumns)
+  int32_t* q_sums = nullptr;      // (T, groups, sums_per_group)
+  float* offsets = nullptr;       // (T, segments), where the weight is_fine
   char* rest = nullptr;           // what an op appends of its own, 64-byte aligned
 
   static int64_t normed_stride(const PackedWeight& w) { return w.in_features() + kRowPadding / sizeof(float); }
@@ -38,15 +40,28 @@ struct ProductRows {
   const float* x = nullptr;
   int64_t x_stride = 0;
   QuantizedRows quantized{};
+  const float* offsets = nullptr;  // (count, segments), or none
   int64_t count = 0;
 };
+
+// Row t of the scratch <- x (in_features,), quantised.
+void quantize_row(const float* x, int64_t t, const PackedWeight& w, const ProductScratch& scratch);
+
+// The first `rows` rows of the scratch, once they are quantised.
+inline ProductRows quantized_rows(int64_t rows, const PackedWeight& w, const ProductScratch& scratch) {
+  ProductRows r;
+  r.count = rows;
+  r.quantized = {scratch.q, scratch.q_scales, scratch.q_sums, ProductScratch::q_stride(w), num_groups(w), rows};
+  r.offsets = scratch.offsets;
+  return r;
+}
 
 // LayerNorm (norm may be null) and quantisation of rows source(0), source(1), ...; a null source gives a row of NaN.
 template <class Source>
 ProductRows prepare_rows(Source&& source, int64_t rows, int64_t x_stride, const Norm* norm, const PackedWeight& w,
                          const ProductScratch& scratch) {
   const Kernels& k = kernels();
-  const int64_t columns = w.in_features(), q_stride = ProductScratch::q_stride(w), groups = num_groups(w);
+  const int64_t columns = w.in_features();
   const bool quantized = is_quantized(w);
   auto prepare = [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
@@ -57,16 +72,7 @@ ProductRows prepare_rows(Source&& source, int64_t rows, int64_t x_stride, const 
         else for (int64_t i = 0; i < columns; ++i) out[i] = __builtin_nanf("");
         x = out;
       }
-      if (!quantized) continue;
-      int64_t group = t * groups;
-      for (int s = 0; s < w.num_segments; x += w.segment_cols[s], ++s) {
-        k.quantize(scratch.q + t * q_stride + first_column(w, s), scratch.q_scales + group,
-                   scratch.q_sums + group * kSumsPerGroup, x, w.segment_cols[s]);
-        // quantize() fills up a quad; int4 reads pairs of them.
-        for (int64_t c = first_column(w, s) + round_up(w.segment_cols[s], kQuad); c < first_column(w, s + 1); ++c)
-          scratch.q[t * q_stride + c] = 0;
-        group += (w.segment_cols[s] + kGroup - 1) / kGroup;
-      }
+      if (quantized) quantize_row(x, t, w, scratch);
     }
   };
   // A few rows cost less than waking the other threads.
@@ -74,14 +80,11 @@ ProductRows prepare_rows(Source&& source, int64_t rows, int64_t x_stride, const 
     if (rows * columns <= 32768) prepare(0, rows);
     else parallel_for(rows, grain_for(rows), prepare);
   }
+  if (quantized) return quantized_rows(rows, w, scratch);
   ProductRows r;
   r.count = rows;
-  if (quantized) {
-    r.quantized = {scratch.q, scratch.q_scales, scratch.q_sums, q_stride, groups, rows};
-  } else {
-    r.x = norm ? scratch.normed : source(0);
-    r.x_stride = norm ? scratch.normed_stride(w) : x_stride;
-  }
+  r.x = norm ? scratch.normed : source(0);
+  r.x_stride = norm ? scratch.normed_stride(w) : x_stride;
   return r;
 }
 
@@ -95,11 +98,27 @@ struct Tile {
   int64_t tokens;
 };
 
+// c (n, kPanel) of panel p and rows t .. t + n before the product: what the rows' offsets contribute, or 0.
+inline void begin_sums(float* c, const PackedWeight& w, const ProductRows& rows, int64_t p, int64_t t, int64_t n) {
+  if (!is_fine(w)) {
+    for (int64_t i = 0; i < n * kPanel; ++i) c[i] = 0.0f;
+    return;
+  }
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t lane = 0; lane < kPanel; ++lane) {
+      float sum = 0.0f;
+      for (int s = 0; s < w.num_segments; ++s)
+        sum += rows.offsets[(t + i) * w.num_segments + s] *
+               w.scales.as<float>()[(s * num_panels(w) + p) * kPanel + lane];
+      c[i * kPanel + lane] = sum;
+    }
+}
+
 // For all panels of w and all rows: epilogue(tile), on the thread that computed it. Reads every weight once, panel
 // after panel, and holds a panel in cache for all rows.
 template <class Epilogue>
 void multiply(const PackedWeight& w, const ProductRows& rows, Epilogue&& epilogue) {
-  constexpr int64_t kTokens = 64;  // rows whose accumulators rest on the stack
+  constexpr int64_t kTokens = 64;  // rows whose accumulators rest on the stack; even, as lm_head wants it
   if (rows.count == 0) return;
   const Kernels& k = kernels();
   const int64_t panels = num_panels(w), bytes = panel_bytes(w);
@@ -115,7 +134,7 @@ void multiply(const PackedWeight& w, const ProductRows& rows, Epilogue&& epilogu
       const int64_t left = w.section_rows[section] - first_row;
       for (int64_t t = 0; t < rows.count; t += kTokens) {
         const int64_t n = rows.count - t < kTokens ? rows.count - t : kTokens;
-        for (int64_t i = 0; i < n * kPanel; ++i) c[i] = 0.0f;
+        begin_sums(c, w, rows, p, t, n);
         const char* panel = w.data.as<char>() + p * bytes;
         int64_t x_column = 0, group = 0;
         for (int s = 0; s < w.num_segments; ++s) {
@@ -125,15 +144,17 @@ void multiply(const PackedWeight& w, const ProductRows& rows, Epilogue&& epilogu
             QuantizedRows of = rows.quantized;
             of.q += t * of.q_stride + column;
             of.scales += t * of.groups_stride + group;
-            of.sums += (t * of.groups_stride + group) * kSumsPerGroup;
+            of.sums += (t * of.groups_stride + group) * sums_per_group(w);
             of.count = n;
             if (w.dtype == DType::i4)
               k.panel_product_i4(c, of, reinterpret_cast<const uint8_t*>(panel) + segment_offset(w, s), w.group_cols,
                                  columns);
+            else if (is_fine(w))
+              k.panel_product_i8g(c, of, panel + segment_offset(w, s), columns);
             else
               k.panel_product_i8(c, of, reinterpret_cast<const int8_t*>(panel) + column * kPanel,
                                  w.scales.as<float>() + (s * panels + p) * kPanel, columns);
-            group += (columns + kGroup - 1) / kGroup;
+            group += groups_of_segment(w, s);
           } else {
             k.panel_product(c, rows.x + t * rows.x_stride + x_column, rows.x_stride,
                             panel + x_column * kPanel * dtype_bytes(w.dtype), w.dtype, n, columns);

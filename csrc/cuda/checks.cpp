@@ -19,6 +19,9 @@ void check_weight_type(const PackedWeight& w, const char* name) {
   if (w.dtype != DType::f16 && w.dtype != DType::bf16 && w.dtype != DType::i8)
     throw TypeError(std::string(name) + ": expected float16, bfloat16 or int8 weights on CUDA, got " +
                     dtype_name(w.dtype));
+  if (w.group_cols)
+    throw TypeError(std::string(name) + ": int8 weights with scales for groups of columns run on the CPU only; on CUDA "
+                    "a row has one scale");
 }
 
 void check_head_dim(int64_t head_dim) {

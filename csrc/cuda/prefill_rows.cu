@@ -161,7 +161,7 @@ void launch_plain(const TensorView& x, const PackedWeight& w, const PrefillRows&
 
 }  // namespace
 
-int64_t activation_group() { return 0; }
+int64_t activation_group(const PackedWeight&) { return 0; }
 int64_t activation_padding() { return kChunk; }
 
 int64_t prefill_rows_bytes(int64_t tokens, const PackedWeight& w) {

@@ -3,7 +3,9 @@
 #include "products.h"
 #include "products_i4.h"
 #include "products_i8.h"
+#include "products_i8g.h"
 #include "quantize_i4.h"
+#include "quantize_i8.h"
 #include "rows.h"
 #include "table.h"
 
@@ -20,6 +22,7 @@ const Kernels& CODEGEN_FAST_JOIN(kernels_, CODEGEN_FAST_ISA)() {
       .name = CODEGEN_FAST_STRING(CODEGEN_FAST_ISA),
       .layer_norm = layer_norm,
       .quantize = quantize,
+      .quantize_fine = quantize_fine,
       .bias_gelu = bias_gelu,
       .rotate = rotate,
       .exponentials = exponentials,
@@ -30,8 +33,10 @@ const Kernels& CODEGEN_FAST_JOIN(kernels_, CODEGEN_FAST_ISA)() {
       .from_f32 = from_f32,
       .panel_product = panel_product,
       .panel_product_i8 = panel_product_i8,
+      .panel_product_i8g = panel_product_i8g,
       .panel_product_i4 = panel_product_i4,
       .quantize_i4 = quantize_i4,
+      .quantize_i8 = quantize_i8,
       .append = append,
       .attend = attend,
   };

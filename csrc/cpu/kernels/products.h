@@ -27,6 +27,10 @@ constexpr int64_t kColumnBlock = 256;
 // How far ahead of its use a weight is asked for. A page boundary stops the hardware's prefetcher, this does not.
 constexpr int64_t kPrefetchBytes = 2048;
 
+// Asks for a line of weights, into the second cache: asked for into the first, lines wait for one of its few buffers of
+// misses, and on Zen 4 a product of int8 with one row read 24 GB/s where it reads 34 so, with eight rows 25 and 31.
+static inline void prefetch_weights(const void* p) { __builtin_prefetch(p, 0, 2); }
+
 // f(std::integral_constant<int, n>) with n = rows, which is from 1 to Most.
 template <int Most, class F>
 static inline void with_rows(int64_t rows, F&& f) {
@@ -54,7 +58,7 @@ static inline void float_tile(float* c, const float* a, int64_t a_stride, const 
   for (int64_t i = 0; i < k; ++i) {
     const T* w = panel + i * kPanel;
     for (int64_t b = 0; b < int64_t{kPanel * sizeof(T)}; b += 64)
-      __builtin_prefetch(reinterpret_cast<const char*>(w) + kPrefetchBytes + b);
+      prefetch_weights(reinterpret_cast<const char*>(w) + kPrefetchBytes + b);
     if constexpr (kVectors <= 2) {  // the panel's vectors stay, rows pass by
       vreg v[kVectors];
       for (int j = 0; j < kVectors; ++j) v[j] = load(w + j * kWidth);

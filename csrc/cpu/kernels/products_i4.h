@@ -40,7 +40,7 @@ static inline __attribute__((always_inline)) void dot_pairs(ireg (&sums)[Rows][k
       for (int j = 0; j < kVectors; ++j) short_sums[m][j] = _mm256_setzero_si256();
     for (int64_t i = first; i < end; ++i) {
       const uint8_t* w = panel + i * kPanel * kQuad;
-      for (int b = 0; b < kPanel * kQuad; b += 64) __builtin_prefetch(w + kPrefetchBytesI4 + b);
+      for (int b = 0; b < kPanel * kQuad; b += 64) prefetch_weights(w + kPrefetchBytesI4 + b);
       __m256i x0[Rows], x1[Rows];
       for (int m = 0; m < Rows; ++m) {
         x0[m] = _mm256_set1_epi32(quad_at(q + m * q_stride + i * kPair));
@@ -67,7 +67,7 @@ static inline __attribute__((always_inline)) void dot_pairs(ireg (&sums)[Rows][k
   for (int64_t i = 0; i < pairs; ++i) {
     const uint8_t* w = panel + i * kPanel * kQuad;
     const int8_t* x = q + i * kPair;
-    for (int b = 0; b < kPanel * kQuad; b += 64) __builtin_prefetch(w + kPrefetchBytesI4 + b);
+    for (int b = 0; b < kPanel * kQuad; b += 64) prefetch_weights(w + kPrefetchBytesI4 + b);
     if constexpr (kVectors <= 2) {  // the panel's vectors stay, rows pass by
       Quads low[kVectors], high[kVectors];
       for (int j = 0; j < kVectors; ++j) load_nibbles(low[j], high[j], w + j * kWidth * kQuad);

@@ -21,6 +21,31 @@ static inline int32_t quad_at(const int8_t* q) {
   return quad;
 }
 
+// sums[m][j] += the products of one quad of columns.
+template <int Rows>
+static inline __attribute__((always_inline)) void add_quad(ireg (&sums)[Rows][kVectors], const int8_t* q,
+                                                           int64_t q_stride, const int8_t* w) {
+  for (int b = 0; b < kPanel * kQuad; b += 64) prefetch_weights(w + kPrefetchBytes + b);
+  if constexpr (kVectors <= 2) {  // the panel's vectors stay, rows pass by
+    Quads v[kVectors];
+    for (int j = 0; j < kVectors; ++j) v[j] = load_quads(w + j * kWidth * kQuad);
+#pragma GCC unroll 16
+    for (int m = 0; m < Rows; ++m) {
+      const ireg x = ireg{} + quad_at(q + m * q_stride);
+      for (int j = 0; j < kVectors; ++j) sums[m][j] = dot(sums[m][j], v[j], x);
+    }
+  } else {
+    ireg x[Rows];
+    for (int m = 0; m < Rows; ++m) x[m] = ireg{} + quad_at(q + m * q_stride);
+#pragma GCC unroll 8
+    for (int j = 0; j < kVectors; ++j) {
+      const Quads wj = load_quads(w + j * kWidth * kQuad);
+#pragma GCC unroll 4
+      for (int m = 0; m < Rows; ++m) sums[m][j] = dot(sums[m][j], wj, x[m]);
+    }
+  }
+}
+
 // sums[m][j] = dot products of `quads` quads of columns; offsets[m] is the sum of row m's codes over these columns.
 template <int Rows>
 static inline __attribute__((always_inline)) void dot_quads(ireg (&sums)[Rows][kVectors], const int8_t* q,
@@ -28,35 +53,24 @@ static inline __attribute__((always_inline)) void dot_quads(ireg (&sums)[Rows][k
                                                             const int8_t* panel, int64_t quads) {
   for (int m = 0; m < Rows; ++m)
     for (int j = 0; j < kVectors; ++j) sums[m][j] = ireg{} - kQuadOffset * offsets[m];
-  auto add_quad = [&](int64_t i) __attribute__((always_inline)) {
-    const int8_t* w = panel + i * kPanel * kQuad;
-    for (int b = 0; b < kPanel * kQuad; b += 64) __builtin_prefetch(w + kPrefetchBytes + b);
-    if constexpr (kVectors <= 2) {  // the panel's vectors stay, rows pass by
-      Quads v[kVectors];
-      for (int j = 0; j < kVectors; ++j) v[j] = load_quads(w + j * kWidth * kQuad);
-#pragma GCC unroll 16
-      for (int m = 0; m < Rows; ++m) {
-        const ireg x = ireg{} + quad_at(q + m * q_stride + i * kQuad);
-        for (int j = 0; j < kVectors; ++j) sums[m][j] = dot(sums[m][j], v[j], x);
-      }
-    } else {
-      ireg x[Rows];
-      for (int m = 0; m < Rows; ++m) x[m] = ireg{} + quad_at(q + m * q_stride + i * kQuad);
-#pragma GCC unroll 8
-      for (int j = 0; j < kVectors; ++j) {
-        const Quads wj = load_quads(w + j * kWidth * kQuad);
-#pragma GCC unroll 4
-        for (int m = 0; m < Rows; ++m) sums[m][j] = dot(sums[m][j], wj, x[m]);
-      }
-    }
-  };
   // A row alone does so little with a quad that the loop itself would cost a twentieth.
   if constexpr (Rows == 1) {
 #pragma GCC unroll 16
-    for (int64_t i = 0; i < quads; ++i) add_quad(i);
+    for (int64_t i = 0; i < quads; ++i) add_quad<Rows>(sums, q + i * kQuad, q_stride, panel + i * kPanel * kQuad);
   } else {
-    for (int64_t i = 0; i < quads; ++i) add_quad(i);
+    for (int64_t i = 0; i < quads; ++i) add_quad<Rows>(sums, q + i * kQuad, q_stride, panel + i * kPanel * kQuad);
   }
+}
+
+// The same for a number of quads that the compiler knows, without a loop.
+template <int Rows, int QuadCount>
+static inline __attribute__((always_inline)) void dot_quads(ireg (&sums)[Rows][kVectors], const int8_t* q,
+                                                            int64_t q_stride, const int32_t* offsets,
+                                                            const int8_t* panel) {
+  for (int m = 0; m < Rows; ++m)
+    for (int j = 0; j < kVectors; ++j) sums[m][j] = ireg{} - kQuadOffset * offsets[m];
+#pragma GCC unroll 16
+  for (int i = 0; i < QuadCount; ++i) add_quad<Rows>(sums, q + i * kQuad, q_stride, panel + i * kPanel * kQuad);
 }
 
 template <int Rows>

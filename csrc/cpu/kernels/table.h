@@ -12,6 +12,8 @@ constexpr int kPanel = 32;      // rows of a weight that stand interleaved
 constexpr int kQuad = 4;        // int8: neighbouring columns that stand together
 constexpr int kGroup = 64;      // int8: columns that share one scale of the activations
 constexpr int kSumColumns = 32; // int8: columns whose codes quantize() sums
+constexpr int kFineGroup = 32;  // int8 in groups: columns that share a scale, of weights and of activations
+constexpr int kScalesTried = 8; // int8 in groups: neighbouring bfloat16 values that may become a weight's scale
 constexpr int kPair = 2 * kQuad;  // int4: columns that share bytes, the first quad in the low halves
 constexpr int kPage = 16;       // tokens of a page of the cache
 constexpr int kSplit = 256;     // keys that attention sums before it merges; a multiple of kPage
@@ -51,6 +53,9 @@ struct Kernels {
   // q[round4(n)], scales[groups] and sums[groups][kGroup / kSumColumns] from x[n], groups = ceil(n / kGroup): one segment
   // of a row of activations. sums: of the codes, for kernels that multiply them by weights with an offset.
   void (*quantize)(int8_t* q, float* scales, int32_t* sums, const float* x, int64_t n);
+  // The same for weights of int8 in groups: q[round4(n)], scales[groups], sums[groups] and offset[1] of a segment,
+  // groups = ceil(n / kFineGroup), as quantize_activations in ops.h says; sums may be null.
+  void (*quantize_fine)(int8_t* q, float* scales, int32_t* sums, float* offset, const float* x, int64_t n);
   // out[n] = gelu_new(x[n] + bias[n])
   void (*bias_gelu)(float* out, const float* x, const float* bias, int64_t n);
   // pairs (2i, 2i+1) of x[2n] turned by the angles whose cosines and sines are given
@@ -75,6 +80,10 @@ struct Kernels {
   // panel of i8: [ceil(k / kQuad)][kPanel][kQuad]; rows from quantize(); scales[kPanel] of the panel's rows.
   // Exact int32 sums in groups of kGroup columns; groups are scaled and summed in float in their order.
   void (*panel_product_i8)(float* c, const QuantizedRows& rows, const int8_t* panel, const float* scales, int64_t k);
+  // panel of i8 in groups: for every kFineGroup columns scales[kPanel] bfloat16, then quads as above; rows from
+  // quantize_fine(). Exact int32 sums of a group, each times (weight's scale * activation's scale), summed in float in
+  // their order.
+  void (*panel_product_i8g)(float* c, const QuantizedRows& rows, const char* panel, int64_t k);
   // panel of i4: for every group of `group` columns (the last may be shorter) scales[kPanel] bfloat16, then
   // [ceil(columns / kPair)][kPanel][kQuad] bytes: q + 8 of a column in the low half, of kQuad columns on in the high.
   // rows as above, with zeros up to a multiple of kPair. Exact int32 sums of at most kGroup columns of a group, each
@@ -82,6 +91,8 @@ struct Kernels {
   void (*panel_product_i4)(float* c, const QuantizedRows& rows, const uint8_t* panel, int64_t group, int64_t k);
   // One group of a panel, quantised as PackedWeight says: q[n][kPanel] and bfloat16 scales[kPanel] from w[n][kPanel].
   void (*quantize_i4)(int8_t* q, uint16_t* scales, const float* w, int64_t n);
+  // The same for i8 in groups, with sums[kPanel] of the codes.
+  void (*quantize_i8)(int8_t* q, uint16_t* scales, int32_t* sums, const float* w, int64_t n);
 
   // ---- cache and attention; a page holds, for every head, keys [D][kPage] and values [kPage][D]
   void (*append)(void* page, DType type, const float* key, const float* value, int64_t slot, int64_t first,

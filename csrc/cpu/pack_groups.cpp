@@ -1,4 +1,5 @@
-// Packing of int4 weights and its inverse. layout.h says how a panel lies: scales of a group, then its nibbles.
+// Packing of weights that are quantised in groups of columns, int8 and int4, and its inverse. layout.h says how a panel
+// lies: scales of a group, then its codes.
 #include "dispatch.h"
 #include "packing.h"
 
@@ -7,20 +8,20 @@ namespace {
 
 constexpr int64_t kLargestGroup = 128;
 
-// Group `group` of a segment in a panel: its columns, and where its scales and its nibbles lie.
+// Group `group` of a segment in a panel: its columns, and where its scales and its codes lie.
 struct Group {
   int64_t first_column, columns;
   uint16_t* scales;  // (kPanel) bfloat16
-  uint8_t* nibbles;
+  uint8_t* codes;    // quads of bytes, or pairs of quads of nibbles
 
   Group(const PackedWeight& w, int64_t panel, int64_t segment, int64_t group)
       : first_column(group * w.group_cols),
         columns(std::min(w.group_cols, w.segment_cols[segment] - first_column)),
-        scales(reinterpret_cast<uint16_t*>(columns_of<char>(w, panel, segment) + group * group_bytes(w.group_cols))),
-        nibbles(reinterpret_cast<uint8_t*>(scales + kPanel)) {}
+        scales(reinterpret_cast<uint16_t*>(columns_of<char>(w, panel, segment) + group * group_bytes(w, w.group_cols))),
+        codes(reinterpret_cast<uint8_t*>(scales + kPanel)) {}
 };
 
-int64_t groups_of(const PackedWeight& w, int64_t segment) {
+int64_t weight_groups(const PackedWeight& w, int64_t segment) {
   return (w.segment_cols[segment] + w.group_cols - 1) / w.group_cols;
 }
 
@@ -35,8 +36,19 @@ void put_nibbles(uint8_t* nibbles, const int8_t* q, int64_t n, int64_t first_lan
     }
 }
 
-int8_t value_at(const uint8_t* nibbles, int64_t column, int64_t lane) {
-  const uint8_t both = nibbles[column / kPair * (kPanel * kQuad) + lane * kQuad + column % kQuad];
+// The same into its bytes; columns of its last quad that do not exist are left alone.
+void put_bytes(uint8_t* bytes, const int8_t* q, int64_t n, int64_t first_lane, int64_t lanes) {
+  for (int64_t i = 0; i < n; ++i) {
+    uint8_t* to = bytes + i / kQuad * kQuad * kPanel + i % kQuad;
+    for (int64_t lane = first_lane; lane < first_lane + lanes; ++lane)
+      to[lane * kQuad] = static_cast<uint8_t>(q[i * kPanel + lane]);
+  }
+}
+
+int8_t code_at(const PackedWeight& w, const Group& g, int64_t column, int64_t lane) {
+  if (w.dtype == DType::i8)
+    return static_cast<int8_t>(g.codes[column / kQuad * kQuad * kPanel + lane * kQuad + column % kQuad]);
+  const uint8_t both = g.codes[column / kPair * (kPanel * kQuad) + lane * kQuad + column % kQuad];
   return static_cast<int8_t>((column % kPair < kQuad ? both & 15 : both >> 4) - 8);
 }
 
@@ -44,9 +56,10 @@ float scale_at(const Group& g, int64_t lane) { return as_float(static_cast<int32
 
 }  // namespace
 
-Faults quantize_panel_i4(const PackedWeight& w, PanelRows at, int64_t segment, const TensorView& source) {
+Faults quantize_panel_in_groups(const PackedWeight& w, PanelRows at, int64_t segment, const TensorView& source) {
   Faults faults;
-  for (int64_t group = 0; group < groups_of(w, segment); ++group) {
+  float row_sums[kPanel] = {};
+  for (int64_t group = 0; group < weight_groups(w, segment); ++group) {
     const Group g(w, at.panel, segment, group);
     float values[kLargestGroup], columns[kLargestGroup * kPanel];
     if (at.lanes < kPanel) std::memset(columns, 0, sizeof columns);
@@ -61,33 +74,48 @@ Faults quantize_panel_i4(const PackedWeight& w, PanelRows at, int64_t segment, c
     if (found.non_finite) continue;
     int8_t q[kLargestGroup * kPanel];
     uint16_t scales[kPanel];
-    kernels().quantize_i4(q, scales, columns, g.columns);
+    int32_t sums[kPanel];
+    if (w.dtype == DType::i8) kernels().quantize_i8(q, scales, sums, columns, g.columns);
+    else kernels().quantize_i4(q, scales, columns, g.columns);
     std::copy_n(scales + at.first_lane, at.lanes, g.scales + at.first_lane);
-    put_nibbles(g.nibbles, q, g.columns, at.first_lane, at.lanes);
+    if (w.dtype == DType::i4) {
+      put_nibbles(g.codes, q, g.columns, at.first_lane, at.lanes);
+      continue;
+    }
+    put_bytes(g.codes, q, g.columns, at.first_lane, at.lanes);
+    for (int64_t lane = at.first_lane; lane < at.first_lane + at.lanes; ++lane)
+      row_sums[lane] += scale_at(g, lane) * static_cast<float>(sums[lane]);
   }
+  if (w.dtype == DType::i8) std::copy_n(row_sums + at.first_lane, at.lanes, scales_of(w, at, segment));
   return faults;
 }
 
-void put_panel_i4(const PackedWeight& w, PanelRows at, int64_t segment, const TensorView& source,
-                  const TensorView& scales) {
-  const int64_t groups = groups_of(w, segment);
+void put_panel_in_groups(const PackedWeight& w, PanelRows at, int64_t segment, const TensorView& source,
+                         const TensorView& scales) {
+  const int64_t groups = weight_groups(w, segment);
+  float row_sums[kPanel] = {};
   for (int64_t group = 0; group < groups; ++group) {
     const Group g(w, at.panel, segment, group);
     int8_t q[kLargestGroup * kPanel];
     for (int64_t r = 0; r < at.lanes; ++r) {
       const int8_t* from = reinterpret_cast<const int8_t*>(row_of(source, at.first_row + r)) + g.first_column;
       const int64_t lane = at.first_lane + r;
-      for (int64_t i = 0; i < g.columns; ++i) q[i * kPanel + lane] = from[i];
+      int32_t sum = 0;
+      for (int64_t i = 0; i < g.columns; ++i) sum += q[i * kPanel + lane] = from[i];
       uint32_t bits;
       std::memcpy(&bits, scales.as<float>() + (at.first_row + r) * groups + group, 4);
       g.scales[lane] = static_cast<uint16_t>(bits >> 16);
+      row_sums[lane] += scale_at(g, lane) * static_cast<float>(sum);
     }
-    put_nibbles(g.nibbles, q, g.columns, at.first_lane, at.lanes);
+    if (w.dtype == DType::i8) put_bytes(g.codes, q, g.columns, at.first_lane, at.lanes);
+    else put_nibbles(g.codes, q, g.columns, at.first_lane, at.lanes);
   }
+  if (w.dtype == DType::i8) std::copy_n(row_sums + at.first_lane, at.lanes, scales_of(w, at, segment));
 }
 
-void unpack_panel_i4(TensorView& out, TensorView& out_scales, const PackedWeight& w, PanelRows at, int64_t segment) {
-  const int64_t groups = groups_of(w, segment);
+void unpack_panel_in_groups(TensorView& out, TensorView& out_scales, const PackedWeight& w, PanelRows at,
+                            int64_t segment) {
+  const int64_t groups = weight_groups(w, segment);
   for (int64_t group = 0; group < groups; ++group) {
     const Group g(w, at.panel, segment, group);
     for (int64_t r = 0; r < at.lanes; ++r) {
@@ -95,12 +123,12 @@ void unpack_panel_i4(TensorView& out, TensorView& out_scales, const PackedWeight
       const float scale = scale_at(g, lane);
       char* to = row_of(out, at.first_row + r) + g.first_column * dtype_bytes(out.dtype);
       if (out.dtype == DType::i8) {
-        for (int64_t i = 0; i < g.columns; ++i) reinterpret_cast<int8_t*>(to)[i] = value_at(g.nibbles, i, lane);
+        for (int64_t i = 0; i < g.columns; ++i) reinterpret_cast<int8_t*>(to)[i] = code_at(w, g, i, lane);
         out_scales.as<float>()[(at.first_row + r) * groups + group] = scale;
         continue;
       }
       float values[kLargestGroup];
-      for (int64_t i = 0; i < g.columns; ++i) values[i] = scale * value_at(g.nibbles, i, lane);
+      for (int64_t i = 0; i < g.columns; ++i) values[i] = scale * code_at(w, g, i, lane);
       kernels().from_f32(to, values, out.dtype, g.columns);
     }
   }
