@@ -15,12 +15,16 @@ set(CODEGEN_FAST_ISA_FLAGS_avx512 ${CODEGEN_FAST_ISA_FLAGS_avx2} -mavx512f -mavx
 set(CODEGEN_FAST_ISA_FLAGS_neon -DCODEGEN_FAST_NEON)
 set(CODEGEN_FAST_ISA_FLAGS_neon_dotprod -DCODEGEN_FAST_NEON -march=armv8.2-a+dotprod)
 
+# GCC gathers the prefetches of an unrolled loop at its beginning, where they wait for each other: -fno-schedule-insns2
+# leaves them where the source has them (int8 in groups, one row: 53 to 61 GB/s).
+set(CODEGEN_FAST_KERNEL_FLAGS -O3 $<$<CXX_COMPILER_ID:GNU>:-fno-schedule-insns2>)
+
 set(CODEGEN_FAST_KERNELS ${CMAKE_CURRENT_LIST_DIR}/../csrc/cpu/kernels/kernels.cpp)
 
 function(codegen_fast_add_isas target)
   foreach(isa IN LISTS CODEGEN_FAST_ISA_NAMES)
     add_library(kernels_${isa} OBJECT ${CODEGEN_FAST_KERNELS})
-    target_compile_options(kernels_${isa} PRIVATE -O3 ${CODEGEN_FAST_ISA_FLAGS_${isa}})
+    target_compile_options(kernels_${isa} PRIVATE ${CODEGEN_FAST_KERNEL_FLAGS} ${CODEGEN_FAST_ISA_FLAGS_${isa}})
     target_compile_definitions(kernels_${isa} PRIVATE CODEGEN_FAST_ISA=${isa})
     target_link_libraries(${target} PRIVATE kernels_${isa})
     string(TOUPPER ${isa} upper)

@@ -17,10 +17,6 @@ constexpr int kRowTileI4 = 2;  // AVX2: 16-bit sums, two quads of weights and of
 constexpr int kRowTileI4 = 1;
 #endif
 
-// As kPrefetchBytes, for a product that is through with a byte sooner than others: of 1 to 16 KiB this was the fastest,
-// by 11% over 2 KiB with one row and by 12% with eight.
-constexpr int64_t kPrefetchBytesI4 = 8192;
-
 // sums[m][j] = dot products of `pairs` pairs of quads with q - 8; offsets[m] is the sum of row m's codes over these
 // columns. Nibbles are unsigned, which is what the instructions want, and 8 times a row's codes go off.
 template <int Rows>
@@ -40,7 +36,7 @@ static inline __attribute__((always_inline)) void dot_pairs(ireg (&sums)[Rows][k
       for (int j = 0; j < kVectors; ++j) short_sums[m][j] = _mm256_setzero_si256();
     for (int64_t i = first; i < end; ++i) {
       const uint8_t* w = panel + i * kPanel * kQuad;
-      for (int b = 0; b < kPanel * kQuad; b += 64) prefetch_weights(w + kPrefetchBytesI4 + b);
+      for (int b = 0; b < kPanel * kQuad; b += 64) prefetch_weights(w + kPrefetchBytes + b);
       __m256i x0[Rows], x1[Rows];
       for (int m = 0; m < Rows; ++m) {
         x0[m] = _mm256_set1_epi32(quad_at(q + m * q_stride + i * kPair));
@@ -67,7 +63,7 @@ static inline __attribute__((always_inline)) void dot_pairs(ireg (&sums)[Rows][k
   for (int64_t i = 0; i < pairs; ++i) {
     const uint8_t* w = panel + i * kPanel * kQuad;
     const int8_t* x = q + i * kPair;
-    for (int b = 0; b < kPanel * kQuad; b += 64) prefetch_weights(w + kPrefetchBytesI4 + b);
+    for (int b = 0; b < kPanel * kQuad; b += 64) prefetch_weights(w + kPrefetchBytes + b);
     if constexpr (kVectors <= 2) {  // the panel's vectors stay, rows pass by
       Quads low[kVectors], high[kVectors];
       for (int j = 0; j < kVectors; ++j) load_nibbles(low[j], high[j], w + j * kWidth * kQuad);

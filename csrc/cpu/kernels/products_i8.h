@@ -21,11 +21,12 @@ static inline int32_t quad_at(const int8_t* q) {
   return quad;
 }
 
-// sums[m][j] += the products of one quad of columns.
+// sums[m][j] += the products of one quad of columns; what lies `ahead` bytes behind it is asked for, unless that is 0.
 template <int Rows>
 static inline __attribute__((always_inline)) void add_quad(ireg (&sums)[Rows][kVectors], const int8_t* q,
-                                                           int64_t q_stride, const int8_t* w) {
-  for (int b = 0; b < kPanel * kQuad; b += 64) prefetch_weights(w + kPrefetchBytes + b);
+                                                           int64_t q_stride, const int8_t* w, int64_t ahead) {
+  if (ahead)
+    for (int b = 0; b < kPanel * kQuad; b += 64) prefetch_weights(w + ahead + b);
   if constexpr (kVectors <= 2) {  // the panel's vectors stay, rows pass by
     Quads v[kVectors];
     for (int j = 0; j < kVectors; ++j) v[j] = load_quads(w + j * kWidth * kQuad);
@@ -56,21 +57,10 @@ static inline __attribute__((always_inline)) void dot_quads(ireg (&sums)[Rows][k
   // A row alone does so little with a quad that the loop itself would cost a twentieth.
   if constexpr (Rows == 1) {
 #pragma GCC unroll 16
-    for (int64_t i = 0; i < quads; ++i) add_quad<Rows>(sums, q + i * kQuad, q_stride, panel + i * kPanel * kQuad);
+    for (int64_t i = 0; i < quads; ++i) add_quad<Rows>(sums, q + i * kQuad, q_stride, panel + i * kPanel * kQuad, kPrefetchBytes);
   } else {
-    for (int64_t i = 0; i < quads; ++i) add_quad<Rows>(sums, q + i * kQuad, q_stride, panel + i * kPanel * kQuad);
+    for (int64_t i = 0; i < quads; ++i) add_quad<Rows>(sums, q + i * kQuad, q_stride, panel + i * kPanel * kQuad, kPrefetchBytes);
   }
-}
-
-// The same for a number of quads that the compiler knows, without a loop.
-template <int Rows, int QuadCount>
-static inline __attribute__((always_inline)) void dot_quads(ireg (&sums)[Rows][kVectors], const int8_t* q,
-                                                            int64_t q_stride, const int32_t* offsets,
-                                                            const int8_t* panel) {
-  for (int m = 0; m < Rows; ++m)
-    for (int j = 0; j < kVectors; ++j) sums[m][j] = ireg{} - kQuadOffset * offsets[m];
-#pragma GCC unroll 16
-  for (int i = 0; i < QuadCount; ++i) add_quad<Rows>(sums, q + i * kQuad, q_stride, panel + i * kPanel * kQuad);
 }
 
 template <int Rows>
