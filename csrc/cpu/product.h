@@ -98,20 +98,20 @@ struct Tile {
   int64_t tokens;
 };
 
-// c (n, kPanel) of panel p and rows t .. t + n before the product: what the rows' offsets contribute, or 0.
-inline void begin_sums(float* c, const PackedWeight& w, const ProductRows& rows, int64_t p, int64_t t, int64_t n) {
-  if (!is_fine(w)) {
+// c (n, kPanel) of a panel and rows t .. t + n before the product: what the rows' offsets contribute, or 0. row_sums
+// (segments, kPanel) lie stride apart, null without offsets.
+inline void begin_sums(float* c, const float* row_sums, int64_t stride, const ProductRows& rows, int64_t segments,
+                       int64_t t, int64_t n) {
+  if (!row_sums) {
     for (int64_t i = 0; i < n * kPanel; ++i) c[i] = 0.0f;
     return;
   }
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t lane = 0; lane < kPanel; ++lane) {
-      float sum = 0.0f;
-      for (int s = 0; s < w.num_segments; ++s)
-        sum += rows.offsets[(t + i) * w.num_segments + s] *
-               w.scales.as<float>()[(s * num_panels(w) + p) * kPanel + lane];
-      c[i * kPanel + lane] = sum;
-    }
+  const float* offsets = rows.offsets + t * segments;
+  for (int64_t i = 0; i < n; ++i, c += kPanel, offsets += segments) {
+    for (int64_t lane = 0; lane < kPanel; ++lane) c[lane] = offsets[0] * row_sums[lane];
+    for (int64_t s = 1; s < segments; ++s)
+      for (int64_t lane = 0; lane < kPanel; ++lane) c[lane] += offsets[s] * row_sums[s * stride + lane];
+  }
 }
 
 // For all panels of w and all rows: epilogue(tile), on the thread that computed it. Reads every weight once, panel
@@ -134,7 +134,8 @@ void multiply(const PackedWeight& w, const ProductRows& rows, Epilogue&& epilogu
       const int64_t left = w.section_rows[section] - first_row;
       for (int64_t t = 0; t < rows.count; t += kTokens) {
         const int64_t n = rows.count - t < kTokens ? rows.count - t : kTokens;
-        begin_sums(c, w, rows, p, t, n);
+        begin_sums(c, is_fine(w) ? w.scales.as<float>() + p * kPanel : nullptr, panels * kPanel, rows, w.num_segments,
+                   t, n);
         const char* panel = w.data.as<char>() + p * bytes;
         int64_t x_column = 0, group = 0;
         for (int s = 0; s < w.num_segments; ++s) {

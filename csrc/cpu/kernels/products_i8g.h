@@ -8,13 +8,14 @@
 namespace codegen_fast::cpu::CODEGEN_FAST_ISA {
 
 // Rows that share a pass over the weights. Every group's sums end in totals, so both want registers: on AVX-512 tiles of
-// 6 have them and reach 182 GMAC/s a core of Zen 4, where tiles of 8 reach 95 to 173 and of 12 164.
+// 6 have them and reach 182 GMAC/s a core of Zen 4, where tiles of 8 reach 95 to 173 and of 12 164. Of 5 to 8 rows two
+// tiles keep pace with memory (8 rows: 38 GB/s of 58), and one does not (6 rows: 26).
 #if defined(__AVX512F__)
-constexpr int kRowTileI8g = 6;
+constexpr int kRowTileI8g = 6, kFewRowsI8g = 4;
 #elif defined(CODEGEN_FAST_NEON) || defined(__AVX2__)
-constexpr int kRowTileI8g = 2;
+constexpr int kRowTileI8g = 2, kFewRowsI8g = 2;
 #else
-constexpr int kRowTileI8g = 1;
+constexpr int kRowTileI8g = 1, kFewRowsI8g = 1;
 #endif
 
 constexpr int64_t kGroupBytesI8g = kPanel * (2 + kFineGroup);
@@ -68,15 +69,13 @@ static inline void int8_groups_tile(float* c, const QuantizedRows& rows, int64_t
     for (int j = 0; j < kVectors; ++j) store(c + m * kPanel + j * kWidth, totals[m][j]);
 }
 
-static void panel_product_i8g(float* c, const QuantizedRows& rows, const char* panel, int64_t k) {
-  if (rows.count <= kRowTileI8g)
-    return with_rows<kRowTileI8g>(rows.count, [&](auto height) {
-      int8_groups_tile<height, Ask::ahead>(c, rows, 0, panel, 0, k);
-    });
+// Rows in tiles of at most Most.
+template <int Most>
+static void product_i8g_in_tiles(float* c, const QuantizedRows& rows, const char* panel, int64_t k) {
   for (int64_t column = 0; column < k; column += kColumnBlockI8g, panel += kBlockBytesI8g) {
     const int64_t columns = k - column < kColumnBlockI8g ? k - column : kColumnBlockI8g;
     int tile = 0;
-    for_tiles<kRowTileI8g>(rows.count, [&](int64_t m, auto height) {
+    for_tiles<Most>(rows.count, [&](int64_t m, auto height) {
       float* of = c + m * kPanel;
       switch (tile++) {
         case 0: return int8_groups_tile<height, Ask::next_even>(of, rows, m, panel, column, columns);
@@ -85,6 +84,15 @@ static void panel_product_i8g(float* c, const QuantizedRows& rows, const char* p
       }
     });
   }
+}
+
+static void panel_product_i8g(float* c, const QuantizedRows& rows, const char* panel, int64_t k) {
+  if (rows.count <= kFewRowsI8g)
+    return with_rows<kFewRowsI8g>(rows.count, [&](auto height) {
+      int8_groups_tile<height, Ask::ahead>(c, rows, 0, panel, 0, k);
+    });
+  if (rows.count <= 2 * kFewRowsI8g) product_i8g_in_tiles<kFewRowsI8g>(c, rows, panel, k);
+  else product_i8g_in_tiles<kRowTileI8g>(c, rows, panel, k);
 }
 
 }  // namespace codegen_fast::cpu::CODEGEN_FAST_ISA
