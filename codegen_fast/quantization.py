@@ -34,7 +34,8 @@ def names() -> str:
 
 def packed_kinds(dtype: torch.dtype, quantization: str | None, device: torch.device | str = "cpu") -> dict[str, str]:
     """The kind (ops.WEIGHT_KINDS) of the packed weights w_in and w_out of every layer, and of lm_head."""
-    int8 = "int8-g32" if ops.backend(device) == "cpu" else "int8"
+    on_gpu = torch.device(device).type == "cuda" or ops.backend(device) == "cuda"
+    int8 = "int8" if on_gpu else "int8-g32"
     kind = {None: str(dtype).removeprefix("torch."), "int8": int8, "int8-row": "int8"}.get(quantization, quantization)
     return {"w_in": kind, "w_out": kind, "lm_head": int8 if kind in ops.INT4_GROUPS else kind}
 

@@ -46,7 +46,7 @@ def norm_of_products(x: Tensor, w: Tensor) -> Tensor:
 def summing(segments: tuple[int, ...], how: Arithmetic, more: int = 0) -> float:
     """Error of a product's sum over the columns of ``segments`` and ``more`` terms, in units of N: a float addition a
     column, or one a group where groups are integer sums."""
-    if how.mode in ("w8a8", "w4a8"):
+    if how.mode in ("w8a8", "w4a8", "grouped"):
         group = min(how.group or math.inf, how.weight_group if how.mode == "w4a8" else math.inf)
         terms = sum(math.ceil(columns / group) + 4 if group < math.inf else 5 for columns in segments)
         return SUM * math.sqrt(terms + more) * U
@@ -118,7 +118,14 @@ def normed_product(x: Tensor, norm: tuple[Tensor, Tensor, float], w: Tensor, how
         h, h_error = h.to(how.act).double(), rounding_error(h, h_error, how.act)
         n = norm_of_products(h, w)
         bound = summing((x.shape[1],), how) * n
-    if how.mode in ("w8a8", "w4a8"):
+    if how.mode in ("w8a8", "w4a8", "grouped"):
+        offset_error = torch.zeros(len(h), 1, dtype=torch.float64)
+        if how.mode == "grouped":
+            # The offset errs as the largest of the row does, and through it every difference from it.
+            offset_error = h_error.amax(1, keepdim=True) + U * h.abs().amax(1, keepdim=True)
+            h = h - reference.quantize_with_offsets(h, (h.shape[1],))[2].double()
+            h_error = h_error + offset_error
+            bound = bound + through_random(offset_error.expand_as(h), w)
         uncertain, scale_error = uncertain_codes(h, h_error, how.group)
         bound = bound + through_random(uncertain, w) + 4 * scale_error * n
     elif how.act is not None:

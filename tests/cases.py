@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-WEIGHT_KINDS = ("float32", "float16", "bfloat16", "int8", "int4")
+WEIGHT_KINDS = ("float32", "float16", "bfloat16", "int8", "int8-g32", "int4")
 FLOAT_KINDS = WEIGHT_KINDS[:3]
 INT4_KINDS = ("int4", "int4-g64", "int4-g128")
 PHASES = ("prefill", "decode")

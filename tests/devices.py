@@ -16,7 +16,7 @@ import cases
 import fences
 import pytest
 import torch
-from reference import INT4_GROUPS, Arithmetic
+from reference import INT4_GROUPS, INT8_GROUP, Arithmetic
 
 from codegen_fast import ops
 
@@ -87,6 +87,8 @@ class Device:
         if self.backend == "cpu":
             if types.kind in INT4_GROUPS:
                 return Arithmetic("w4a8", weight_group=INT4_GROUPS[types.kind])
+            if types.kind == "int8-g32":
+                return Arithmetic("grouped", group=INT8_GROUP)
             return Arithmetic("w8a8" if types.kind == "int8" else "exact")
         modes = {"prefill": "w8a8", "decode": "w8a16"}
         return Arithmetic(modes[phase] if types.kind == "int8" else "exact", group=None, act=types.act)

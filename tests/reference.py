@@ -2,8 +2,8 @@
 
 It knows nothing of the kernels, of packing or of pages. Everything is computed in ``dtype`` (float64 unless asked
 otherwise) on the CPU; weights that a kernel holds in a narrower type are rounded to that type first (``rounded``,
-``quantize_rows``, ``quantize_int4``), so what is left between a kernel and this file is the order of float32 additions and, where
-activations are narrow, the rounding of what an op returns.
+``quantize_rows``, ``quantize_int8``, ``quantize_int4``), so what is left between a kernel and this file is the order of
+float32 additions and, where activations are narrow, the rounding of what an op returns.
 
 Where codes must match exactly (int8, int4), the arithmetic is the float32 arithmetic that the contract names. Backends
 differ in how they multiply int8 weights and in what they round: ``Arithmetic`` says it.
@@ -30,6 +30,7 @@ class Arithmetic:
           w8a16   W quantised to int8, x as it is
           w8a8    W quantised to int8, x rounded to float32 and quantised in groups of columns
           w4a8    W quantised to int4 in groups of ``weight_group`` columns, x as in w8a8
+          grouped W quantised to int8 in groups of ``group`` columns, x less an offset in the same groups
     group: columns that share one activation scale in w8a8 and w4a8; None: all of a segment
     act: the type of activations that a normalised row is rounded to before it is multiplied; None: it is not
     """
@@ -95,10 +96,12 @@ def rotary(x: Tensor, positions: Tensor, table: Tensor) -> Tensor:
 
 
 def rounded(w: Tensor, kind: str, dtype: torch.dtype = torch.float64) -> Tensor:
-    """w as the type ``kind`` holds it, as dtype. "int8" and "int4" are one segment; see quantize_rows, quantize_int4."""
+    """w as the type ``kind`` holds it, as dtype; w is one segment. See quantize_rows, quantize_int8, quantize_int4."""
     if kind == "int8":
         codes, scale = quantize_rows(w)
         return codes.to(dtype) * scale.to(dtype)[:, None]
+    if kind == "int8-g32":
+        return multiplied_out(*quantize_int8(w), INT8_GROUP, dtype)
     if kind.startswith("int4"):
         return dequantized_int4(w, INT4_GROUPS[kind], dtype)
     return w.to(getattr(torch, kind)).to(dtype)
@@ -116,6 +119,50 @@ def quantize_rows(w: Tensor) -> tuple[Tensor, Tensor]:
     inverse = torch.where(inverse.isfinite(), inverse, 0.0)
     codes = torch.round(w * inverse[:, None]).to(torch.int8)  # torch.round rounds halves to even
     return codes, amax / torch.tensor(127.0)
+
+
+INT8_GROUP = 32
+
+
+def quantize_int8(w: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes (rows, cols) int8 in [-127, 127] and scales (rows, groups) float32 of one segment's weights.
+
+    A row's groups of INT8_GROUP columns (the last may be shorter) have a scale each, a bfloat16 value: of the 8
+    consecutive ones from the smallest that is not below amax * (1 / 127.5), the first whose squared error is least.
+    Every operation is rounded to float32, and squares are added column by column.
+    """
+    codes, scales = [], []
+    for part in w.to(torch.float32).split(INT8_GROUP, dim=1):
+        amax = part.abs().amax(dim=1, keepdim=True)
+        bits = (amax * (torch.tensor(1.0) / 127.5)).view(torch.int32)
+        first = (bits + 0xFFFF) >> 16 << 16
+        least = best = best_scale = None
+        for step in range(8):
+            scale = (first + (step << 16)).view(torch.float32)
+            inverse = 1 / scale
+            inverse = torch.where(inverse.isfinite(), inverse, 0.0)
+            y = part * inverse
+            q = torch.round(y).clamp(-127, 127)
+            error = torch.zeros(len(part))
+            for squares in ((y - q) * (y - q)).unbind(1):
+                error = error + squares
+            ratio = (scale / amax)[:, 0]
+            error = ratio * ratio * error
+            if step == 0:
+                least, best, best_scale = error, q, scale
+                continue
+            better = error < least  # never where amax is 0: the error is NaN
+            least = torch.where(better, error, least)
+            best = torch.where(better[:, None], q, best)
+            best_scale = torch.where(better[:, None], scale, best_scale)
+        codes.append(best.to(torch.int8))
+        scales.append(best_scale)
+    return torch.cat(codes, dim=1), torch.cat(scales, dim=1)
+
+
+def multiplied_out(codes: Tensor, scales: Tensor, group: int, dtype: torch.dtype) -> Tensor:
+    """(rows, cols) codes times the scales (rows, groups) of their groups of columns."""
+    return codes.to(dtype) * scales.to(dtype).repeat_interleave(group, 1)[:, : codes.shape[1]]
 
 
 INT4_GROUPS = {"int4": 32, "int4-g64": 64, "int4-g128": 128}
@@ -162,8 +209,7 @@ def first_of_largest(values: Tensor) -> Tensor:
 
 
 def dequantized_int4(w: Tensor, group: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    codes, scales = quantize_int4(w, group)
-    return codes.to(dtype) * scales.to(dtype).repeat_interleave(group, 1)[:, : w.shape[1]]
+    return multiplied_out(*quantize_int4(w, group), group, dtype)
 
 
 def quantize_activations(
@@ -184,6 +230,27 @@ def quantize_activations(
     return torch.cat(codes, dim=1), torch.cat(scales, dim=1)
 
 
+def quantize_with_offsets(x: Tensor, segments: tuple[int, ...], padding: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes and scales as quantize_activations() in groups of INT8_GROUP, of x less its segments' offsets (n, segments).
+
+    An offset lies halfway between the groups' mean largest and mean smallest values, in float32. What is not finite
+    makes all scales of its segment, and its offset, NaN.
+    """
+    codes, scales, offsets = [], [], []
+    for segment in x.to(torch.float32).split(list(segments), dim=1):
+        parts = segment.split(INT8_GROUP, dim=1)
+        lows = highs = torch.zeros(len(x))
+        for part in parts:
+            lows, highs = lows + part.amin(1), highs + part.amax(1)
+        offset = (highs + lows) * (torch.tensor(0.5) / len(parts))
+        offset = torch.where(segment.isfinite().all(1), offset, math.nan)
+        part_codes, part_scales = quantize_activations(segment - offset[:, None], (segment.shape[1],), INT8_GROUP, padding)
+        codes.append(torch.where(offset.isnan()[:, None], 0, part_codes))
+        scales.append(torch.where(offset.isnan()[:, None], math.nan, part_scales))
+        offsets.append(offset[:, None])
+    return torch.cat(codes, dim=1), torch.cat(scales, dim=1), torch.cat(offsets, dim=1)
+
+
 # ---- Products ----------------------------------------------------------------------------------
 
 
@@ -194,11 +261,13 @@ def product(x: Tensor, w: Tensor, how: Arithmetic = EXACT, dtype: torch.dtype = 
     columns = w.shape[1]
     if how.mode == "w4a8":
         return quantized_rows(x, how.group, dtype) @ dequantized_int4(w, how.weight_group, dtype).T
+    if how.mode == "grouped":
+        return offset_rows(x, dtype) @ rounded(w, "int8-g32", dtype).T
     codes, scale = quantize_rows(w)
     if how.mode == "w8a16":
         return (x.to(dtype) @ codes.to(dtype).T) * scale.to(dtype)
     if how.mode != "w8a8":
-        raise ValueError(f"mode is {how.mode!r}; expected 'exact', 'w8a16', 'w8a8' or 'w4a8'")
+        raise ValueError(f"mode is {how.mode!r}; expected 'exact', 'w8a16', 'w8a8', 'w4a8' or 'grouped'")
     return (quantized_rows(x, how.group, dtype) @ codes.to(dtype).T) * scale.to(dtype)
 
 
@@ -206,7 +275,13 @@ def quantized_rows(x: Tensor, group: int | None, dtype: torch.dtype) -> Tensor:
     """x (n, cols) as the integer products take it: quantised in groups of columns, and multiplied out again."""
     columns = x.shape[1]
     codes, scales = quantize_activations(x, (columns,), group)
-    return codes[:, :columns].to(dtype) * scales.to(dtype).repeat_interleave(group or columns, 1)[:, :columns]
+    return multiplied_out(codes[:, :columns], scales, group or columns, dtype)
+
+
+def offset_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x (n, cols) as quantize_with_offsets() takes it, and multiplied out again."""
+    codes, scales, offset = quantize_with_offsets(x, (x.shape[1],))
+    return multiplied_out(codes[:, : x.shape[1]], scales, INT8_GROUP, dtype) + offset.to(dtype)
 
 
 def normalised(x: Tensor, norm: tuple[Tensor, Tensor, float], how: Arithmetic, dtype: torch.dtype) -> Tensor:
@@ -294,6 +369,8 @@ def lm_head(
     inside = (rows >= 0) & (rows < len(x))
     h = normalised(x[rows.clamp(0, len(x) - 1).long()], norm, how, dtype)
     logits = product(h, w, how, dtype) + bias.to(dtype)
+    if how.mode == "grouped":  # in two parts: what the codes leave is multiplied as well
+        logits = logits + product(h - offset_rows(h, dtype), w, how, dtype)
     return torch.where(inside[:, None], logits, torch.tensor(math.nan, dtype=dtype))
 
 

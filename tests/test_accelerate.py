@@ -101,5 +101,5 @@ def test_what_it_refuses(make, kind, words):
 
 
 def test_an_unknown_quantization():
-    with pytest.raises(ValueError, match="quantization='int3' is not allowed: expected None or 'int8', 'int4', 'int4-g64' or"):
+    with pytest.raises(ValueError, match="quantization='int3' is not allowed: expected None or 'int8', 'int8-row', 'int4', 'int4-g64' or"):
         accelerate(make_model(seed=2), quantization="int3")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from checkpoints import make_checkpoint, make_model
 from devices import CPU, CUDA, EMULATED, GPU, per_device
+from loaded_weights import load as load_on_cpu
 
 import codegen_fast
 from codegen_fast import AutoModelForCausalLM, decoder, loading, memory, ops
@@ -16,7 +17,7 @@ from codegen_fast.cache import PagedCache
 from codegen_fast.cli import info
 from codegen_fast.config import CodeGenConfig
 from codegen_fast.machine import Gpu, Machine
-from codegen_fast.weights import convert, load_weights
+from codegen_fast.weights import convert, load_weights, open_checkpoint, save_checkpoint
 
 FOUND = {"name": "NVIDIA H200", "compute_capability": (9, 0), "memory_bytes": 141 << 30,
          "memory_bytes_per_second": 4.8e12}  # fmt: skip
@@ -205,6 +206,28 @@ def test_moved_weights_are_the_same(device, quantization):
     expected = model(IDS).logits
     model._decoder = codegen_fast.decoder.Decoder(model.config, moved, torch.device("cpu"))
     assert torch.equal(model(IDS).logits, expected)
+
+
+@per_device((EMULATED, GPU), entered=False)
+def test_int8_goes_between_devices_by_rows(device, tmp_path):
+    """What a GPU saves, a CPU loads bit for bit; groups of columns are a CPU's own, and refused with what to do."""
+    make_checkpoint(tmp_path / "in", dtype=torch.bfloat16)
+    config = CodeGenConfig.from_folder(tmp_path / "in")
+    with device.running():
+        on_device = load_weights(config, open_checkpoint(tmp_path / "in"), dtype=torch.bfloat16, quantization="int8",
+                                 device=device.memory)
+        assert on_device.quantization == "int8"
+        save_checkpoint(tmp_path / "rows", config, on_device)
+        place = {"section": 0, "row": 0, "segment": 0}
+        codes, scales = ops.unpack_quantized(on_device.layers[0].w_in, 8, **place)
+    on_cpu = load_on_cpu(tmp_path / "rows")
+    assert on_cpu.quantization == "int8-row"
+    for here, there in zip(ops.unpack_quantized(on_cpu.layers[0].w_in, 8, **place), (codes, scales), strict=True):
+        assert torch.equal(here, there.cpu())
+    save_checkpoint(tmp_path / "groups", config, load_on_cpu(tmp_path / "in", quantization="int8"))
+    with device.running(), pytest.raises(NotImplementedError, match="scales for every 32 columns.*'int8-row'"):
+        load_weights(CodeGenConfig.from_folder(tmp_path / "groups"), open_checkpoint(tmp_path / "groups"),
+                     dtype=torch.bfloat16, device=device.memory)
 
 
 @per_device((EMULATED, GPU), entered=False)

@@ -54,7 +54,7 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("dtype", "quantization", "bytes_each"),
-                         [("float32", "", 4), ("bfloat16", "", 2), ("float16", "", 2), ("float16", "int8", 1)])  # fmt: skip
+                         [("float32", "", 4), ("bfloat16", "", 2), ("float16", "", 2), ("float16", "int8", 8.5 / 8)])  # fmt: skip
 def test_350m_loads_and_generates(checkpoint, tmp_path, without_gpus, dtype, quantization, bytes_each):
     done = subprocess.run([sys.executable, "-c", _RUN, str(checkpoint), dtype, quantization], capture_output=True,
                           text=True, cwd=tmp_path, env=without_gpus)  # fmt: skip

@@ -33,9 +33,9 @@ def test_types_are_changed_while_streaming(tmp_path, file_dtype, dtype):
 
 
 @pytest.mark.parametrize("file_dtype", DTYPES)
-def test_int8_is_the_contract_s(tmp_path, file_dtype):
+def test_int8_of_rows_is_the_contract_s(tmp_path, file_dtype):
     model = make_checkpoint(tmp_path, dtype=file_dtype, layout="bin")
-    weights = load(tmp_path, torch.float16, quantization="int8")
+    weights = load(tmp_path, torch.float16, quantization="int8-row")
     for packed, place, matrix in packed_parts(weights, model.state_dict(), model.config):
         matrix = matrix.float()
         amax = matrix.abs().amax(dim=1)
@@ -44,12 +44,12 @@ def test_int8_is_the_contract_s(tmp_path, file_dtype):
         # torch computes 127 / amax as 127 * (1 / amax), which rounds twice.
         inverse = torch.full_like(amax, 127) / amax
         assert torch.equal(values, torch.round(matrix * inverse[:, None]).to(torch.int8))
-    assert (weights.dtype, weights.quantization, weights.embedding.dtype) == (torch.float16, "int8", torch.float16)
+    assert (weights.dtype, weights.quantization, weights.embedding.dtype) == (torch.float16, "int8-row", torch.float16)
 
 
-@pytest.mark.parametrize("quantization", ["int4", "int4-g64", "int4-g128"])
+@pytest.mark.parametrize("quantization", ["int8", "int4", "int4-g64", "int4-g128"])
 @pytest.mark.parametrize("file_dtype", DTYPES)
-def test_int4_is_the_contract_s(tmp_path, file_dtype, quantization):
+def test_quantised_groups_are_the_contract_s(tmp_path, file_dtype, quantization):
     """The layers; lm_head is int8."""
     model = make_checkpoint(tmp_path, dtype=file_dtype, n_inner=50)
     weights = load(tmp_path, torch.float16, quantization=quantization)
@@ -57,11 +57,12 @@ def test_int4_is_the_contract_s(tmp_path, file_dtype, quantization):
     kinds = set()
     for packed, place, matrix in packed_parts(weights, model.state_dict(), model.config):
         values, scales = ops.unpack_quantized(packed, matrix.shape[0], **place)
-        expected = (reference.quantize_rows(matrix) if packed is weights.lm_head
+        expected = (reference.quantize_int8(matrix) if packed is weights.lm_head or quantization == "int8"
                     else reference.quantize_int4(matrix, reference.INT4_GROUPS[quantization]))
         assert torch.equal(values, expected[0]) and torch.equal(scales, expected[1])
         kinds.add(packed.kind)
-    assert weights.lm_head.kind == "int8" and kinds == {"int8", quantization}
+    assert weights.lm_head.kind == "int8-g32"
+    assert kinds == ({"int8-g32"} if quantization == "int8" else {"int8-g32", quantization})
 
 
 def test_the_long_name_of_the_default(tmp_path):
@@ -207,7 +208,7 @@ def test_wrong_arguments_are_refused(tmp_path):
     make_checkpoint(tmp_path)
     with pytest.raises(ValueError, match=r"dtype is torch.float64; expected torch.float32, torch.float16 or torch.bfl"):
         load(tmp_path, torch.float64)
-    with pytest.raises(ValueError, match=r"quantization='int3' is not allowed: expected None or 'int8', 'int4', 'int4-g6"):
+    with pytest.raises(ValueError, match=r"quantization='int3' is not allowed: expected None or 'int8', 'int8-row', 'int4', 'in"):
         load(tmp_path, quantization="int3")
 
 

@@ -85,7 +85,7 @@ def test_quantization(folder):
     (dict(device="meta"), ValueError, ["device='meta'"]),
     (dict(device=1.5), ValueError, ["device=1.5"]),
     (dict(device_map="spread"), ValueError, ["device_map='spread'"]),
-    (dict(quantization="int3"), ValueError, ["quantization='int3'", "None or 'int8', 'int4', 'int4-g64' or"]),
+    (dict(quantization="int3"), ValueError, ["quantization='int3'", "None or 'int8', 'int8-row', 'int4', 'int4-g64' or"]),
     (dict(quantization=8), ValueError, ["quantization=8"]),
     (dict(quantisation="int8"), TypeError, ["'quantisation'", "'quantization'"]),
     (dict(torch_type="auto"), TypeError, ["'torch_type'", "'torch_dtype'"]),

@@ -13,6 +13,7 @@ from devices import CPUS, Device, Types, per_device
 from codegen_fast import ops
 
 SOURCES = (torch.float32, torch.float16, torch.bfloat16)
+GROUPED = ("int8-g32", *cases.INT4_KINDS)
 # sections, segments: W_in and W_out of an odd shape, one row, one column, more than any tile.
 LAYOUTS = (
     ((64, 64, 64, 100), (64,)),
@@ -39,6 +40,11 @@ def random_parts(sections, segments, dtype=torch.float32):
     return [[torch.randn(rows, cols).to(dtype) for cols in segments] for rows in sections]
 
 
+def in_groups(w, kind):
+    """Codes and scales of the reference."""
+    return reference.quantize_int8(w) if kind == "int8-g32" else reference.quantize_int4(w, reference.INT4_GROUPS[kind])
+
+
 @per_device(kind=Device.kinds, source=SOURCES, layout=LAYOUTS)
 def test_unpack_returns_what_was_packed(device, kind, source, layout):
     sections, segments = layout
@@ -51,7 +57,7 @@ def test_unpack_returns_what_was_packed(device, kind, source, layout):
             original = parts[section][segment]
             for dtype in SOURCES:
                 got = ops.unpack(weight, rows, dtype, section=section, row=0, segment=segment).cpu()
-                if kind == "int4":
+                if kind in GROUPED:
                     expected = reference.rounded(original, kind, torch.float32).to(dtype)
                 elif kind == "int8":
                     # One float32 product, then the rounding to dtype.
@@ -79,8 +85,8 @@ def test_quantised_codes_and_scales_are_those_of_the_reference(device, layout):
     assert torch.equal(again.data, weight.data) and torch.equal(again.scales, weight.scales)
 
 
-@per_device(CPUS, kind=cases.INT4_KINDS, layout=LAYOUTS)
-def test_int4_codes_and_scales_are_those_of_the_reference(device, kind, layout):
+@per_device(CPUS, kind=GROUPED, layout=LAYOUTS)
+def test_codes_and_scales_in_groups_are_those_of_the_reference(device, kind, layout):
     sections, segments = layout
     parts = random_parts(sections, segments)
     parts[0][0][-1] = 0  # a group of zeros has scale 0
@@ -89,19 +95,39 @@ def test_int4_codes_and_scales_are_those_of_the_reference(device, kind, layout):
     for section, rows in enumerate(sections):
         for segment in range(len(segments)):
             codes, scales = ops.unpack_quantized(weight, rows, section=section, row=0, segment=segment)
-            expected = reference.quantize_int4(parts[section][segment], reference.INT4_GROUPS[kind])
+            expected = in_groups(parts[section][segment], kind)
             assert torch.equal(codes, expected[0]) and torch.equal(scales, expected[1])
             ops.pack_quantized(again, codes, scales, section=section, row=0, segment=segment)
     assert torch.equal(again.data, weight.data)
+    assert kind != "int8-g32" or torch.equal(again.scales, weight.scales)
 
 
-@per_device(CPUS, kind=cases.INT4_KINDS, scale=(1e30, 1e38, 1e-30, 1e-36, 1e-38, 1e-40, 1e-44))
-def test_int4_of_very_large_and_very_small_values(device, kind, scale):
+@per_device(CPUS, layout=LAYOUTS)
+def test_int8_in_groups_has_the_sums_of_its_rows_beside_it(device, layout):
+    sections, segments = layout
+    parts = random_parts(sections, segments)
+    weight = calls.new_weight(device, "int8-g32", sections, segments)
+    fill(device, weight, parts)
+    panel = 32
+    panels = [-(-rows // panel) for rows in sections]
+    sums = weight.scales.view(len(segments), sum(panels) * panel)
+    for section, rows in enumerate(sections):
+        first = sum(panels[:section]) * panel
+        for segment in range(len(segments)):
+            codes, scales = reference.quantize_int8(parts[section][segment])
+            expected = torch.zeros(rows)
+            for part, scale in zip(codes.split(reference.INT8_GROUP, dim=1), scales.unbind(1)):
+                expected = expected + scale * part.sum(1, dtype=torch.int32).float()
+            assert torch.equal(sums[segment, first : first + rows], expected)
+
+
+@per_device(CPUS, kind=GROUPED, scale=(1e30, 1e38, 1e-30, 1e-36, 1e-38, 1e-40, 1e-44))
+def test_groups_of_very_large_and_very_small_values(device, kind, scale):
     x = torch.randn(5, 200) * (0.1 * scale)
     weight = calls.new_weight(device, kind, (5,), (200,))
     assert fill(device, weight, [[x]]).tolist() == [0, 0]
     codes, scales = ops.unpack_quantized(weight, 5)
-    expected = reference.quantize_int4(x, reference.INT4_GROUPS[kind])
+    expected = in_groups(x, kind)
     assert torch.equal(codes, expected[0]) and torch.equal(scales, expected[1])
 
 
@@ -133,7 +159,7 @@ def test_rows_arrive_piece_by_piece_from_strided_sources(device, kind):
             ops.pack(pieces, source[row : row + n], status, section=section, row=row, segment=segment)
             row += n
     assert torch.equal(pieces.data, whole.data)
-    assert kind != "int8" or torch.equal(pieces.scales, whole.scales)
+    assert not kind.startswith("int8") or torch.equal(pieces.scales, whole.scales)
     part = ops.unpack(whole, 7, torch.float32, section=1, row=30, segment=1)
     assert torch.equal(part, ops.unpack(whole, 70, torch.float32, section=1, row=0, segment=1)[30:37])
 
@@ -149,7 +175,7 @@ def test_pack_touches_only_its_rows(device, kind):
     }
     status = ops.new_pack_status(device.memory)
     ops.pack(weight, torch.full((3, 9), 2.0, device=device.memory), status, section=1, row=4, segment=1)
-    before[1, 1][4:7] = 2.0
+    before[1, 1][4:7] = reference.rounded(torch.full((3, 9), 2.0), kind, torch.float32)
     for section, segment in places:
         got = ops.unpack(weight, sections[section], torch.float32, section=section, row=0, segment=segment)
         assert torch.equal(got, before[section, segment])
@@ -194,7 +220,7 @@ def test_memory_is_that_of_the_type(device, kind):
             ((dims.n_embd,), (dims.n_embd, dims.inner)),
             ((dims.vocab,), (dims.n_embd,)),
         ]:
-            size = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "int4": 4.5 / 8}[kind]
+            size = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "int8-g32": 8.5 / 8, "int4": 4.5 / 8}[kind]
             elements = sum(sections) * sum(segments)
             nbytes = ops.packed_weight_nbytes(kind, sections, segments, device.memory.type)
             assert elements * size <= nbytes <= elements * size * 1.01
@@ -219,17 +245,26 @@ def test_quantized_activations_have_the_codes_of_the_reference(device, act, segm
     check_quantized_activations(device, x.to(act), segments)
 
 
+def int8_kinds(device) -> tuple[str, ...]:
+    return tuple(kind for kind in device.kinds if kind.startswith("int8"))
+
+
 def check_quantized_activations(device, x, segments):
-    how = device.arithmetic(Types(x.dtype, "int8"), "prefill")
     padding = ops.activation_padding(device.memory.type)
-    expected_q, expected_scales = reference.quantize_activations(x, segments, how.group, padding)
-    assert ops.activation_group(device.memory.type) == (how.group or 0)
-    q = calls.fenced(device, expected_q.shape, torch.int8)
-    scales = calls.fenced(device, expected_scales.shape, torch.float32)
-    weight = calls.new_weight(device, "int8", (3,), segments)
-    ops.quantize_activations(q.tensor, scales.tensor, calls.guarded(device, x), weight)
-    assert torch.equal(q.check().cpu(), expected_q)
-    assert torch.equal(scales.check().cpu(), expected_scales)
+    for kind in int8_kinds(device):
+        how = device.arithmetic(Types(x.dtype, kind), "prefill")
+        assert ops.activation_group(kind, device.memory.type) == (how.group or 0)
+        if kind == "int8":
+            expected_q, expected_scales = reference.quantize_activations(x, segments, how.group, padding)
+        else:
+            expected_q, *scales_and_offsets = reference.quantize_with_offsets(x, segments, padding)
+            expected_scales = torch.cat(scales_and_offsets, dim=1)
+        q = calls.fenced(device, expected_q.shape, torch.int8)
+        scales = calls.fenced(device, expected_scales.shape, torch.float32)
+        weight = calls.new_weight(device, kind, (3,), segments)
+        ops.quantize_activations(q.tensor, scales.tensor, calls.guarded(device, x), weight)
+        assert torch.equal(q.check().cpu(), expected_q)
+        assert torch.equal(scales.check().cpu(), expected_scales)
 
 
 @per_device(act=Device.acts)
@@ -237,7 +272,7 @@ def test_an_activation_that_is_not_finite_makes_the_scale_of_its_group_nan(devic
     x = torch.randn(4, 64 + 131).to(act)
     x[1, 3], x[2, 64], x[3, 100] = math.nan, math.inf, -math.inf
     weight = calls.new_weight(device, "int8", (3,), (64, 131))
-    padding, group = ops.activation_padding(device.memory.type), ops.activation_group(device.memory.type)
+    padding, group = ops.activation_padding(device.memory.type), ops.activation_group("int8", device.memory.type)
     groups = 2 if group == 0 else 1 + 3
     columns = 64 + -(-131 // padding) * padding
     q, scales = calls.fenced(device, (4, columns), torch.int8), calls.fenced(device, (4, groups), torch.float32)
@@ -246,6 +281,38 @@ def test_an_activation_that_is_not_finite_makes_the_scale_of_its_group_nan(devic
     expected = torch.zeros(4, groups, dtype=torch.bool)
     expected[1, 0] = expected[2, 1] = expected[3, 1] = True
     assert torch.equal(scales.check().cpu().isnan(), expected)
+
+
+@per_device(CPUS)
+def test_with_offsets_an_activation_that_is_not_finite_makes_all_scales_of_its_segment_nan(device):
+    x = torch.randn(4, 64 + 131)
+    x[1, 3], x[2, 64], x[3, 100] = math.nan, math.inf, -math.inf
+    weight = calls.new_weight(device, "int8-g32", (3,), (64, 131))
+    q, scales = calls.fenced(device, (4, 64 + 132), torch.int8), calls.fenced(device, (4, 2 + 5 + 2), torch.float32)
+    ops.quantize_activations(q.tensor, scales.tensor, calls.guarded(device, x), weight)
+    expected = torch.zeros(4, 9, dtype=torch.bool)
+    expected[1, [0, 1, 7]] = expected[2:, [2, 3, 4, 5, 6, 8]] = True
+    assert torch.equal(scales.check().isnan(), expected)
+    assert not q.check()[1, :64].any() and not q.check()[2:, 64:].any()
+
+
+def test_offsets_take_a_third_of_the_error_of_what_gelu_leaves():
+    torch.manual_seed(0)
+    x = torch.nn.functional.gelu(torch.randn(16, 4096), approximate="tanh")
+    codes, scales = reference.quantize_activations(x, (4096,), 32)
+    plain = (reference.multiplied_out(codes, scales, 32, torch.float64) - x).norm() / x.norm()
+    error = (reference.offset_rows(x, torch.float64) - x).norm() / x.norm()
+    print(f"relative error {plain:.2e}, with offsets {error:.2e}")
+    assert error <= 0.67 * plain
+
+
+def test_int8_in_groups_errs_less_than_without_a_search():
+    """Of normal weights 0.49% is lost, 0.53% with scales amax / 127, 0.80% with one scale for a row of 1024."""
+    torch.manual_seed(0)
+    w = torch.randn(64, 1024)
+    errors = {kind: float((reference.rounded(w, kind) - w).norm() / w.norm()) for kind in ("int8-g32", "int8")}
+    print(errors)
+    assert errors["int8-g32"] <= 5e-3 and errors["int8"] >= 7.5e-3
 
 
 # float16 ends at 65504 and at 2^-24.

@@ -124,7 +124,15 @@ def head_case(dims: cases.Dims, rows: int, types: Types, how: Arithmetic):
     torch.manual_seed(19)
     x = (torch.randn(19, dims.n_embd) + 0.5).to(types.act)
     expected = reference.lm_head(x, torch.arange(19), norm, as_given((w,), types.kind, how)[0], bias, how)
-    bound = bounds.normed_product(x, norm, reference.rounded(w, types.kind), how)
+    rounded = reference.rounded(w, types.kind)
+    if how.mode == "grouped":
+        # In two parts: what a code of the first leaves is in the second, where a step is 1/254 of it at most.
+        h = reference.layer_norm(x, *norm)
+        steps = reference.quantize_with_offsets(h, (h.shape[1],))[1].double().amax(1, keepdim=True) / 254
+        bound = bounds.normed_product(x, norm, rounded, Arithmetic(act=how.act))
+        bound = bound + bounds.through_random(steps.expand_as(h), rounded)
+    else:
+        bound = bounds.normed_product(x, norm, rounded, how)
     return x, expected, bound + bounds.U * (expected.abs() + bias.abs())
 
 

@@ -79,9 +79,11 @@ def test_vectors_that_the_type_would_round_stay_float32(tmp_path):
 
 # ---- Quantised -----------------------------------------------------------------------------------
 
-INT4 = {"quant_method": "codegen_fast", "weights": "int4", "bits": 4, "zero_point": False, "lm_head": "int8"}
-WRITTEN = {"int8": {"quant_method": "codegen_fast", "weights": "int8"}, "int4": {**INT4, "group_size": 32},
-           "int4-g64": {**INT4, "group_size": 64}, "int4-g128": {**INT4, "group_size": 128}}
+INT4 = {"quant_method": "codegen_fast", "weights": "int4", "bits": 4, "zero_point": False,
+        "lm_head": "int8-g32"}
+INT8 = {"quant_method": "codegen_fast", "weights": "int8"}
+WRITTEN = {"int8": {**INT8, "bits": 8, "group_size": 32, "zero_point": False}, "int8-row": INT8,
+           "int4": {**INT4, "group_size": 32}, "int4-g64": {**INT4, "group_size": 64}, "int4-g128": {**INT4, "group_size": 128}}
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
@@ -102,13 +104,13 @@ def test_quantised_models_come_back_bit_for_bit(tmp_path, options, quantization)
                         ops.unpack_quantized(second, matrix.shape[0], **place), strict=True):
             assert torch.equal(a, b)
         assert torch.equal(first.data, second.data)
-        assert first.kind != "int8" or torch.equal(first.scales, second.scales)
+        assert first.scales is None or torch.equal(first.scales, second.scales)
     assert torch.equal(weights.embedding, again.embedding) and torch.equal(weights.lm_head_bias, again.lm_head_bias)
 
 
 @pytest.mark.parametrize("name, value, message", [
     ("lm_head.weight", -128, r"tensor 'lm_head.weight' of .* holds -128; expected int8 values from -127 to 127"),
-    ("lm_head.weight.scale", -1.0, r"tensor 'lm_head.weight.scale' of .* holds a negative scale; expected amax / 127"),
+    ("lm_head.weight.scale", -1.0, r"tensor 'lm_head.weight.scale' of .* holds a negative scale; int8 has positive ones"),
     ("lm_head.weight.scale", float("nan"), r"tensor 'lm_head.weight.scale' of .* holds 1 values that are NaN or inf"),
     ("transformer.h.0.attn.qkv_proj.weight.scale", None, r"lacks tensor 'transformer.h.0.attn.qkv_proj.weight.scale'"),
 ])
@@ -166,6 +168,13 @@ def test_another_quantisation_of_a_quantised_checkpoint_is_refused(tmp_path):
     for other in ("int8", "int4-g64"):
         with pytest.raises(ValueError, match=f"quantization='{other}' was asked for, and .* holds a model in int4: load"):
             load(tmp_path, quantization=other)
+
+
+def test_int8_of_rows_stays_so_when_int8_is_asked_for(tmp_path):
+    make_checkpoint(tmp_path / "in")
+    save_checkpoint(tmp_path, CodeGenConfig.from_folder(tmp_path / "in"), load(tmp_path / "in", quantization="int8-row"))
+    again = load(tmp_path, quantization="int8")
+    assert again.quantization == "int8-row" and again.layers[0].w_in.kind == "int8"
 
 
 # ---- Failures ------------------------------------------------------------------------------------
