@@ -1,0 +1,121 @@
+"""Samplers in the processes of a Ray cluster. A worker that dies takes nothing with it: its unit goes to another.
+
+Completions are those of one process, since a draw follows from (seed, problem, sample, position) and a row's bits from
+nothing but itself; only workers on other instruction sets or GPUs may round otherwise, and those are warned of.
+"""
+from __future__ import annotations
+
+import os
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from .jsonl import Record
+from .samplers import SamplerSpec, kernels
+from .units import Unit
+
+# Samples of a unit: as many as run at once on a CPU; with fewer, less is done twice when a worker dies.
+_UNIT_SAMPLES = 64
+# A worker that dies is replaced so many times for each that there shall be; then something else is wrong.
+_REPLACEMENTS = 3
+
+
+class _Worker:
+    """Lives in a process of the cluster."""
+
+    def __init__(self, spec: SamplerSpec):
+        self._sampler = spec.build()
+
+    def about(self) -> tuple[int, str]:
+        """The process, and what computes in it."""
+        from ..loading import choose_device
+
+        return os.getpid(), kernels(choose_device("auto", None))
+
+    def run(self, unit: Unit) -> list[tuple[float, Record]]:
+        return list(self._sampler.run([unit]))
+
+
+class RayWorkers:
+    """A context manager: `run` gives the records of units as workers finish them."""
+
+    def __init__(self, spec: SamplerSpec, address: str, workers: int):
+        """address: "local" starts a cluster on this machine, which ends with the block.
+
+        Raises ImportError without ray, OSError where the cluster cannot be had.
+        """
+        try:
+            import ray
+        except ImportError:
+            raise ImportError("--ray needs the package ray, which is not installed: pip install 'codegen_fast[ray]'"
+                              ) from None
+        self._ray, self._spec, self._wanted = ray, spec, workers
+        self._replacements = _REPLACEMENTS * workers
+        self.pids: dict[Any, int] = {}  # of the workers that have answered
+        options: dict[str, Any] = {"include_dashboard": False, "num_cpus": workers} if address == "local" else {
+            "address": address}
+        try:
+            ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=True, **options)
+        except Exception as error:
+            raise OSError(f"--ray {address}: the cluster cannot be reached: {error}") from error
+        self._actor = ray.remote(num_cpus=1, num_gpus=1 if spec.device.startswith("cuda") else 0, max_restarts=0,
+                                 max_task_retries=0)(_Worker)
+        # Once in the cluster's store, and not once a worker.
+        self._shared_spec = ray.put(spec)
+
+    def __enter__(self) -> RayWorkers:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ray.shutdown()
+
+    def run(self, units: list[Unit]) -> Iterator[tuple[float, Record]]:
+        """Raises what a sampler raises, and OSError when workers keep dying."""
+        ray = self._ray
+        waiting = deque(part for unit in units for part in unit.split(_UNIT_SAMPLES))
+        tasks: dict[Any, tuple[Any, Unit | None]] = {}  # result to come -> its worker and unit; None: it has begun
+        for _ in range(min(self._wanted, len(waiting))):
+            self._start(tasks)
+        while waiting or any(unit is not None for _, unit in tasks.values()):
+            (ready,), _ = ray.wait(list(tasks), num_returns=1)
+            worker, unit = tasks.pop(ready)
+            try:
+                answer = ray.get(ready)
+            except ray.exceptions.RayActorError as error:
+                self.pids.pop(worker, None)
+                if unit is not None:
+                    waiting.appendleft(unit)
+                self._replace(tasks, error)
+                continue
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause if isinstance(error.cause, Exception) else error from None
+            if unit is None:
+                self._greet(worker, *answer)
+            if waiting:
+                following = waiting.popleft()
+                tasks[worker.run.remote(following)] = (worker, following)
+            if unit is not None:
+                yield from answer
+
+    def _start(self, tasks: dict[Any, tuple[Any, Unit | None]]) -> None:
+        worker = self._actor.remote(self._shared_spec)
+        tasks[worker.about.remote()] = (worker, None)
+
+    def _replace(self, tasks: dict[Any, tuple[Any, Unit | None]], error: Exception) -> None:
+        if isinstance(cause := getattr(error, "cause", None), Exception) and not tasks and not self.pids:
+            raise cause  # the model cannot be loaded
+        if self._replacements == 0:
+            if not tasks:
+                raise OSError(f"workers keep dying, and none is left of {self._wanted}: {error}") from error
+            return
+        self._replacements -= 1
+        self._start(tasks)
+
+    def _greet(self, worker: Any, pid: int, own_kernels: str) -> None:
+        known = getattr(self, "_kernels", own_kernels)
+        if own_kernels != known:
+            warnings.warn(f"a worker computes on {own_kernels}, another one on {known}: completions may depend on which "
+                          "of them computes a sample", UserWarning, stacklevel=2)
+        self._kernels = known
+        self.pids[worker] = pid
