@@ -1,0 +1,75 @@
+"""A worker's process: enters its walls, imports what programs are likely to import, and forks one program at a time.
+
+Programs are forks of it and not fresh interpreters because starting one costs more than most programs do. It never
+sees a program: the supervisor, forked for each, reads the request, so that nothing of a program is left for the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import os
+import signal
+import socket
+import sys
+
+from . import frames, supervise
+
+# Plain modules: one with submodules could let a program pass that forgot to import the one it uses.
+PRELOADED = ("bisect", "collections", "copy", "datetime", "fractions", "functools", "hashlib", "heapq", "itertools",
+             "math", "operator", "random", "re", "statistics", "string", "typing")  # fmt: skip
+
+
+def main(control_fd: int, walls_name: str) -> None:
+    """Serves the requests that come on `control_fd` until it is closed. The first message says how, see worker.py."""
+    control = socket.socket(fileno=control_fd)
+    config = frames.receive(control)
+    # Process 1 of a namespace must have no handler that a program's signal could run.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    walls = _walls(walls_name, config)
+    try:
+        _die_with(config["parent"])
+        walls.enter()
+    except OSError as error:
+        frames.send(control, {"refused": str(error)})
+        return
+    for name in (*PRELOADED, *config["preload"]):
+        with contextlib.suppress(Exception):  # the program that imports it will say what is wrong
+            importlib.import_module(name)
+    quiet = os.open("/dev/null", os.O_RDWR)
+    os.dup2(quiet, 2)
+    os.close(quiet)
+    # Fewer pages to copy: the collector of a program does not touch what it has inherited.
+    gc.collect()
+    gc.freeze()
+    frames.send(control, {"ready": walls.facts()})
+    while control.recv(1, socket.MSG_PEEK):
+        pid = walls.fork_supervisor()
+        if not pid:
+            supervise.serve(control, walls)
+        _, status = os.waitpid(pid, 0)
+        walls.clean_up()
+        if status:
+            os._exit(1)  # no reply came; closing the connection says so
+        control.sendall(b"\n")  # nothing of the program is left
+
+
+def _walls(name: str, config: dict):
+    if name == "namespaces":
+        from .namespaces import Namespaces as Walls
+    elif name == "restricted":
+        from .restricted import Restricted as Walls
+    else:
+        from .plain import Plain as Walls
+    return Walls(config["readable"], config["scratch_root"])
+
+
+def _die_with(parent: int) -> None:
+    """This process is killed when the thread that started it ends, also by kill -9. Linux only."""
+    if sys.platform == "linux":
+        from . import system_calls
+
+        system_calls.die_with_parent(signal.SIGKILL)
+        if os.getppid() != parent:
+            raise OSError("the process that started this one has ended")
