@@ -69,6 +69,7 @@ def _difference(name: str, first: np.ndarray, second: np.ndarray) -> Difference:
 
 def read_summary(folder: str | os.PathLike) -> dict[str, Any]:
     """Of a judged run. OSError where there is none."""
+    read_settings(folder)
     path = Path(folder) / SUMMARY_FILE
     try:
         summary = json.loads(path.read_text())

@@ -24,14 +24,12 @@ _REPLACEMENTS = 3
 class _Worker:
     """Lives in a process of the cluster."""
 
-    def __init__(self, spec: SamplerSpec):
-        self._sampler = spec.build()
-
-    def about(self) -> tuple[int, str]:
-        """The process, and what computes in it."""
+    def begin(self, spec: SamplerSpec) -> tuple[int, str]:
+        """Loads the model. The process, and what computes in it."""
         from ..loading import choose_device
 
-        return os.getpid(), kernels(choose_device("auto", None))
+        self._sampler = spec.build()
+        return os.getpid(), kernels(choose_device(spec.device, None))
 
     def run(self, unit: Unit) -> list[tuple[float, Record]]:
         return list(self._sampler.run([unit]))
@@ -50,7 +48,7 @@ class RayWorkers:
         except ImportError:
             raise ImportError("--ray needs the package ray, which is not installed: pip install 'codegen_fast[ray]'"
                               ) from None
-        self._ray, self._spec, self._wanted = ray, spec, workers
+        self._ray, self._wanted = ray, workers
         self._replacements = _REPLACEMENTS * workers
         self.pids: dict[Any, int] = {}  # of the workers that have answered
         options: dict[str, Any] = {"include_dashboard": False, "num_cpus": workers} if address == "local" else {
@@ -59,10 +57,26 @@ class RayWorkers:
             ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=True, **options)
         except Exception as error:
             raise OSError(f"--ray {address}: the cluster cannot be reached: {error}") from error
-        self._actor = ray.remote(num_cpus=1, num_gpus=1 if spec.device.startswith("cuda") else 0, max_restarts=0,
-                                 max_task_retries=0)(_Worker)
-        # Once in the cluster's store, and not once a worker.
-        self._shared_spec = ray.put(spec)
+        try:
+            self._require_room(spec, address)
+            self.use(spec)
+        except BaseException:
+            ray.shutdown()
+            raise
+
+    def _require_room(self, spec: SamplerSpec, address: str) -> None:
+        """A worker that the cluster has no place for would be waited for without end."""
+        there = self._ray.cluster_resources()
+        for name in ("CPU", "GPU") if spec.device.startswith("cuda") else ("CPU",):
+            if there.get(name, 0) < self._wanted:
+                raise OSError(f"--ray {address}: the cluster has {there.get(name, 0):g} {name}s for --workers "
+                              f"{self._wanted}, each of which takes one: ask for fewer")
+
+    def use(self, spec: SamplerSpec) -> None:
+        """From the next `run` on."""
+        self._actor = self._ray.remote(num_cpus=1, num_gpus=1 if spec.device.startswith("cuda") else 0, max_restarts=0,
+                                       max_task_retries=0)(_Worker)
+        self._shared_spec = self._ray.put(spec)  # once in the cluster's store, and not once a worker
 
     def __enter__(self) -> RayWorkers:
         return self
@@ -72,42 +86,49 @@ class RayWorkers:
 
     def run(self, units: list[Unit]) -> Iterator[tuple[float, Record]]:
         """Raises what a sampler raises, and OSError when workers keep dying."""
-        ray = self._ray
         waiting = deque(part for unit in units for part in unit.split(_UNIT_SAMPLES))
         tasks: dict[Any, tuple[Any, Unit | None]] = {}  # result to come -> its worker and unit; None: it has begun
-        for _ in range(min(self._wanted, len(waiting))):
-            self._start(tasks)
-        while waiting or any(unit is not None for _, unit in tasks.values()):
-            (ready,), _ = ray.wait(list(tasks), num_returns=1)
-            worker, unit = tasks.pop(ready)
-            try:
-                answer = ray.get(ready)
-            except ray.exceptions.RayActorError as error:
-                self.pids.pop(worker, None)
-                if unit is not None:
-                    waiting.appendleft(unit)
-                self._replace(tasks, error)
-                continue
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause if isinstance(error.cause, Exception) else error from None
-            if unit is None:
-                self._greet(worker, *answer)
-            if waiting:
-                following = waiting.popleft()
-                tasks[worker.run.remote(following)] = (worker, following)
+        try:
+            for _ in range(min(self._wanted, len(waiting))):
+                self._start(tasks)
+            while waiting or any(unit is not None for _, unit in tasks.values()):
+                yield from self._next(tasks, waiting)
+        finally:
+            for worker in {*self.pids, *(worker for worker, _ in tasks.values())}:
+                self._ray.kill(worker)
+            self.pids.clear()
+
+    def _next(self, tasks: dict[Any, tuple[Any, Unit | None]], waiting: deque[Unit]) -> list[tuple[float, Record]]:
+        """The records of the next unit that is done; none where a worker has begun, or died."""
+        ray = self._ray
+        (ready,), _ = ray.wait(list(tasks), num_returns=1)
+        worker, unit = tasks.pop(ready)
+        try:
+            answer = ray.get(ready)
+        except ray.exceptions.RayActorError as error:
+            self.pids.pop(worker, None)
             if unit is not None:
-                yield from answer
+                waiting.appendleft(unit)
+            self._replace(tasks, error)
+            return []
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, Exception) else error from None
+        if unit is None:
+            self._greet(worker, *answer)
+        if waiting:
+            following = waiting.popleft()
+            tasks[worker.run.remote(following)] = (worker, following)
+        return answer if unit is not None else []
 
     def _start(self, tasks: dict[Any, tuple[Any, Unit | None]]) -> None:
-        worker = self._actor.remote(self._shared_spec)
-        tasks[worker.about.remote()] = (worker, None)
+        worker = self._actor.remote()
+        tasks[worker.begin.remote(self._shared_spec)] = (worker, None)
 
     def _replace(self, tasks: dict[Any, tuple[Any, Unit | None]], error: Exception) -> None:
-        if isinstance(cause := getattr(error, "cause", None), Exception) and not tasks and not self.pids:
-            raise cause  # the model cannot be loaded
         if self._replacements == 0:
             if not tasks:
-                raise OSError(f"workers keep dying, and none is left of {self._wanted}: {error}") from error
+                raise OSError(f"workers keep dying, and none is left of {self._wanted}: "
+                              f"{str(error).strip().splitlines()[0]}") from error
             return
         self._replacements -= 1
         self._start(tasks)
