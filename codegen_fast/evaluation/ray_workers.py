@@ -51,8 +51,11 @@ class RayWorkers:
         self._ray, self._wanted = ray, workers
         self._replacements = _REPLACEMENTS * workers
         self.pids: dict[Any, int] = {}  # of the workers that have answered
-        options: dict[str, Any] = {"include_dashboard": False, "num_cpus": workers} if address == "local" else {
-            "address": address}
+        options: dict[str, Any] = {"address": address}
+        if address == "local":
+            # A cluster for this run alone: it listens on this machine only, and reports to nobody.
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            options = {"include_dashboard": False, "num_cpus": workers, "_node_ip_address": "127.0.0.1"}
         try:
             ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=True, **options)
         except Exception as error:
