@@ -62,6 +62,8 @@ examples:
   codegen-fast eval compare --k 1,10 run run-int8
 """
 
+ALL_EXAMPLES = (EVAL_EXAMPLES, _HUMANEVAL_EXAMPLES, _MTPB_EXAMPLES, _PERPLEXITY_EXAMPLES, _COMPARE_EXAMPLES)
+
 
 def add_eval(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="eval_command", metavar="COMMAND")
