@@ -77,7 +77,8 @@ def _restricted(facts: dict[str, bool]) -> list[str]:
     return [
         *sentences,
         "No socket can be made, so there is no network.",
-        "What a program starts is found through its descent and killed; processes and memory are counted every 50 ms.",
+        "What a program starts cannot leave its process group and is killed with it; processes and memory are counted"
+        " every 50 ms, so both can be exceeded for that long.",
         "NOT PREVENTED: filling the disk with many files in the scratch folder while the program runs.",
     ]
 

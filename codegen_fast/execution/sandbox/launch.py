@@ -12,7 +12,6 @@ import importlib
 import os
 import signal
 import socket
-import sys
 
 from . import frames, supervise
 
@@ -29,8 +28,7 @@ def main(control_fd: int, walls_name: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     walls = _walls(walls_name, config)
     try:
-        _die_with(config["parent"])
-        walls.enter()
+        walls.enter(config["parent"])
     except OSError as error:
         frames.send(control, {"refused": str(error)})
         return
@@ -53,6 +51,7 @@ def main(control_fd: int, walls_name: str) -> None:
         if status:
             os._exit(1)  # no reply came; closing the connection says so
         control.sendall(b"\n")  # nothing of the program is left
+    walls.leave()
 
 
 def _walls(name: str, config: dict):
@@ -63,13 +62,3 @@ def _walls(name: str, config: dict):
     else:
         from .plain import Plain as Walls
     return Walls(config["readable"], config["scratch_root"])
-
-
-def _die_with(parent: int) -> None:
-    """This process is killed when the thread that started it ends, also by kill -9. Linux only."""
-    if sys.platform == "linux":
-        from . import system_calls
-
-        system_calls.die_with_parent(signal.SIGKILL)
-        if os.getppid() != parent:
-            raise OSError("the process that started this one has ended")

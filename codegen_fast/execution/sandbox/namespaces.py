@@ -30,12 +30,15 @@ class Namespaces:
         self._filter = seccomp.behind_namespaces()
         self._processes_visible = False
 
-    def enter(self) -> None:
+    def enter(self, caller: int) -> None:
         """Returns in a child that is process 1 of a new PID namespace; its parent waits for it and ends with it.
+
+        All are killed when the thread that started this process ends, and with them whatever lives in the namespace.
 
         Raises OSError, before that, where the system has no namespaces for this user; what was changed until then
         concerns this process alone, which is then good for nothing else.
         """
+        system_calls.die_with_parent(signal.SIGKILL, caller)
         write_maps = _MapWriter(self._id_map())
         everything = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC
         if self._as_root:
@@ -94,11 +97,14 @@ class Namespaces:
         """In the supervisor: the program's processes, as far as /proc shows them."""
         return [pid for pid in processes.visible() if pid != os.getpid()]
 
-    def end_program(self, pid: int) -> None:
+    def end_orphans(self) -> None:
         """In the supervisor: nothing to do, because all of the namespace's processes end with its first."""
 
     def clean_up(self) -> None:
         """In the process that programs are forked from: nothing to do, the scratch folder went with its namespace."""
+
+    def leave(self) -> None:
+        """Nothing to do either."""
 
     def _id_map(self) -> list[str]:
         if self._as_root:
@@ -139,7 +145,7 @@ class _MapWriter:
     @staticmethod
     def _write(target: int, users: str, groups: str) -> None:
         for name, content in (("setgroups", "deny"), ("uid_map", users), ("gid_map", groups)):
-            with open(f"/proc/{target}/{name}", "w", encoding="ascii") as file:
+            with open(f"/proc/{target}/{name}", "w", encoding="utf-8") as file:
                 file.write(content)
 
 
@@ -150,7 +156,7 @@ def _continue_in_child() -> None:
         os.closerange(0, 256)
         os.waitpid(pid, 0)
         os._exit(0)
-    system_calls.die_with_parent(signal.SIGKILL)
+    system_calls.die_with_parent(signal.SIGKILL, 0)  # which is what a parent outside the namespace is called
 
 
 def _loopback_up() -> None:

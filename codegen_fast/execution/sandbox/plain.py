@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 
 from . import scratch
 
@@ -16,7 +15,7 @@ class Plain:
             raise ValueError("scratch_root: a folder expected, because without namespaces there is no other place")
         self._scratch = os.path.join(scratch_root, "program")
 
-    def enter(self) -> None:
+    def enter(self, caller: int) -> None:
         """Raises OSError for root: a program that signals everybody would end the machine."""
         if os.geteuid() == 0:
             raise OSError("this system cannot keep a program of root's from the machine; run as an ordinary user")
@@ -40,12 +39,11 @@ class Plain:
     def members(self) -> list[int]:
         return []
 
-    def end_program(self, pid: int) -> None:
-        """Kills the program's process group, which it leads. A process that left the group stays."""
-        try:
-            os.killpg(pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
+    def end_orphans(self) -> None:
+        """Nothing that could be done: a process that has left its program's group cannot be found."""
 
     def clean_up(self) -> None:
         scratch.remove(self._scratch)
+
+    def leave(self) -> None:
+        scratch.remove(os.path.dirname(self._scratch))

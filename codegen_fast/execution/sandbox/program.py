@@ -145,7 +145,7 @@ def _limit(which: int, value: int) -> None:
 def _first_to_go() -> None:
     """Where the machine runs out of memory, this process is the one to kill. Linux only."""
     try:
-        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        with open("/proc/self/oom_score_adj", "w", encoding="utf-8") as file:
             file.write("1000")
     except OSError:
         pass

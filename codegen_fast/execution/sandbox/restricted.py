@@ -28,8 +28,11 @@ class Restricted:
         self._landlock = landlock.version()
         self._user: int | None = None  # that a program of root's becomes
 
-    def enter(self) -> None:
+    def enter(self, caller: int) -> None:
         """Raises OSError where a program could damage what is not its own: without seccomp, or root without Landlock."""
+        # Not SIGKILL: without this process nobody would end what programs have started.
+        signal.signal(signal.SIGTERM, self._abandoned)
+        system_calls.die_with_parent(signal.SIGTERM, caller)
         if not seccomp.supported():
             raise OSError(f"no list of system calls for {os.uname().machine}")
         self._filter = seccomp.without_namespaces(signals_are_scoped=landlock.scopes_signals())
@@ -48,9 +51,10 @@ class Restricted:
                 "signals_scoped": landlock.scopes_signals()}  # fmt: skip
 
     def fork_supervisor(self) -> int:
+        worker = os.getpid()
         pid = os.fork()
         if not pid:
-            system_calls.die_with_parent(signal.SIGKILL)
+            system_calls.die_with_parent(signal.SIGTERM, worker)
             system_calls.become_subreaper()
         return pid
 
@@ -67,20 +71,31 @@ class Restricted:
 
     def seal(self, scratch: str) -> None:
         system_calls.drop_bounding_set()
+        supervisor = os.getppid()
         self._become_user()
-        system_calls.die_with_parent(signal.SIGKILL)  # after that: a change of user clears it
+        system_calls.die_with_parent(signal.SIGKILL, supervisor)  # after that: a change of user clears it
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._restrict(scratch)
 
     def members(self) -> list[int]:
         return processes.descendants(os.getpid())
 
-    def end_program(self, pid: int) -> None:
+    def end_orphans(self) -> None:
         processes.end_descendants()
 
     def clean_up(self) -> None:
         # A supervisor that was killed left its program to this process.
         processes.end_descendants()
         scratch.remove(self._scratch)
+
+    def leave(self) -> None:
+        scratch.remove(os.path.dirname(self._scratch))
+
+    def _abandoned(self, *_: object) -> None:
+        """The caller, or for a supervisor the worker, has gone."""
+        self.clean_up()
+        self.leave()
+        os._exit(1)
 
     def _become_user(self) -> None:
         if self._user is not None:

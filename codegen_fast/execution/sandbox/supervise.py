@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -58,29 +59,31 @@ def _watch(control: socket.socket, walls: Any, request: dict, streams: _Streams,
     streams.register(poll)
     killed = ""
     next_look = begin + _TICK
-    status: int | None = None
-    while status is None:
+    while not killed and not _has_ended(pid):
         now = time.monotonic()
-        if now >= next_look and not killed:
+        if now >= deadline:
+            killed = f"killed after {request['seconds']:g} s"
+            break
+        if now >= next_look:
             killed = _over_limit(walls, request)
             next_look = now + _TICK
-        if now >= deadline and not killed:
-            killed = f"killed after {request['seconds']:g} s"
-        if killed:
-            os.kill(pid, signal.SIGKILL)
-            status = os.waitpid(pid, 0)[1]
-            break
         for fd, _ in poll.poll(max(1, 1000 * (min(deadline, next_look) - now))):
             if fd == control.fileno():
                 killed = "the executor was closed"
             elif fd != ended_fd:
                 streams.move(fd, poll)
-        done, wait_status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            status = wait_status
     seconds = time.monotonic() - begin
-    walls.end_program(pid)
+    # Before the last word with the process itself: until then nobody else's group can have its number.
+    for kill in (os.kill, os.killpg):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill(pid, signal.SIGKILL)
+    status = os.waitpid(pid, 0)[1]
+    walls.end_orphans()
     return {**streams.drain(), **_verdict(status, killed, marks, request), "seconds": seconds}
+
+
+def _has_ended(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _register_end(poll: Any, pid: int) -> int:
