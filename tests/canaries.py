@@ -71,7 +71,7 @@ class Canaries:
         stop = threading.Event()
 
         def watch() -> None:
-            while not stop.wait(0.01):
+            while not stop.wait(0.02):
                 counts.append(len(self.left()))
 
         thread = threading.Thread(target=watch)

@@ -12,7 +12,7 @@ from codegen_fast.execution.worker import SandboxRefused, Worker
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="namespaces, Landlock and seccomp are Linux's")
 
-LIMITS = Limits(seconds=3, memory_bytes=512 << 20, processes=16, output_bytes=100_000)
+LIMITS = Limits(seconds=15, memory_bytes=512 << 20, processes=16, output_bytes=100_000)
 
 
 @pytest.fixture(scope="module", params=["namespaces", "restricted"])
@@ -242,6 +242,21 @@ if os.fork() == 0:
     os._exit(0)
 """)
     assert outcome.status == "finished"
+
+
+def test_orphans_that_have_ended_do_not_count(attack):
+    """Sixty in a row, never more than a few at a time, under a limit of 16."""
+    outcome = attack("""
+import os, time
+for _ in range(60):
+    if os.fork() == 0:
+        os.fork()
+        os._exit(0)
+    os.wait()
+    time.sleep(0.02)
+print("all")
+""")
+    assert outcome.stdout == "all\n", outcome
 
 
 def test_a_sleeper_that_ignores_signals_is_killed(attack):

@@ -45,7 +45,10 @@ class Worker:
 
     def __init__(self, level: str, preload: Sequence[str]) -> None:
         self.closed = False
-        self._scratch_root = None if level == "namespaces" else tempfile.mkdtemp(prefix="codegen_fast-")
+        try:
+            self._scratch_root = None if level == "namespaces" else tempfile.mkdtemp(prefix="codegen_fast-")
+        except OSError as error:
+            raise SandboxRefused(f"no place for a scratch folder: {error}") from None
         self._control, theirs = socket.socketpair()
         self._control.settimeout(_START_SECONDS)
         with theirs:

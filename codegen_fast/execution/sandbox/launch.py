@@ -24,6 +24,10 @@ def main(control_fd: int, walls_name: str) -> None:
     """Serves the requests that come on `control_fd` until it is closed. The first message says how, see worker.py."""
     control = socket.socket(fileno=control_fd)
     config = frames.receive(control)
+    # Whatever the caller has set for itself: ignored children would be lost, and folders shut to programs.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    os.umask(0o022)
     # Process 1 of a namespace must have no handler that a program's signal could run.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     walls = _walls(walls_name, config)

@@ -43,14 +43,13 @@ class Namespaces:
         everything = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC
         if self._as_root:
             os.setgroups([])
-            # With all of root's power, because the new user namespace's root cannot enter other users' folders.
-            system_calls.unshare(CLONE_NEWNS)
+        # With all of root's power where it is given, because a new user namespace's root cannot enter others' folders.
+        mounts_first = self._as_root and _own_mounts()
+        if mounts_first:
             view.build(self._readable, INSIDE_USER)
-            system_calls.unshare(everything)
-            write_maps()
-        else:
-            system_calls.unshare(everything)
-            write_maps()
+        system_calls.unshare(everything)
+        write_maps()
+        if not mounts_first:
             view.build(self._readable, INSIDE_USER)
         _continue_in_child()
         system_calls.set_dumpable(False)
@@ -147,6 +146,15 @@ class _MapWriter:
         for name, content in (("setgroups", "deny"), ("uid_map", users), ("gid_map", groups)):
             with open(f"/proc/{target}/{name}", "w", encoding="utf-8") as file:
                 file.write(content)
+
+
+def _own_mounts() -> bool:
+    """A mount namespace without a user namespace, which root has in no container unless it is privileged."""
+    try:
+        system_calls.unshare(CLONE_NEWNS)
+    except PermissionError:
+        return False
+    return True
 
 
 def _continue_in_child() -> None:

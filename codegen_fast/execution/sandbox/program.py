@@ -119,8 +119,8 @@ def _prepare(walls: Any, request: dict, path: str, streams: tuple[int, int, int]
     _limit(resource.RLIMIT_NPROC, process_limit)
     _first_to_go()
     walls.seal(scratch)
-    if numpy := sys.modules.get("numpy"):
-        numpy.random.seed()  # as a fresh import would; the standard library's does so itself after a fork
+    if numpy_random := sys.modules.get("numpy.random"):
+        numpy_random.seed()  # as a fresh import would; the standard library's does so itself after a fork
 
 
 def _fresh_main(path: str) -> types.ModuleType:
@@ -139,7 +139,11 @@ def _limit(which: int, value: int) -> None:
     _, hard = resource.getrlimit(which)
     if hard != resource.RLIM_INFINITY:
         value = min(value, hard)
-    resource.setrlimit(which, (value, value))
+    try:
+        resource.setrlimit(which, (value, value))
+    except (OSError, ValueError):
+        if sys.platform == "linux":  # others know fewer limits, which isolation.py says
+            raise
 
 
 def _first_to_go() -> None:

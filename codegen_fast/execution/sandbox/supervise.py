@@ -59,12 +59,14 @@ def _watch(control: socket.socket, walls: Any, request: dict, streams: _Streams,
     streams.register(poll)
     killed = ""
     next_look = begin + _TICK
-    while not killed and not _has_ended(pid):
+    child = _Child(pid)
+    while not killed and not child.has_ended():
         now = time.monotonic()
         if now >= deadline:
             killed = f"killed after {request['seconds']:g} s"
             break
         if now >= next_look:
+            child.bury_others()
             killed = _over_limit(walls, request)
             next_look = now + _TICK
         for fd, _ in poll.poll(max(1, 1000 * (min(deadline, next_look) - now))):
@@ -73,17 +75,38 @@ def _watch(control: socket.socket, walls: Any, request: dict, streams: _Streams,
             elif fd != ended_fd:
                 streams.move(fd, poll)
     seconds = time.monotonic() - begin
-    # Before the last word with the process itself: until then nobody else's group can have its number.
-    for kill in (os.kill, os.killpg):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            kill(pid, signal.SIGKILL)
-    status = os.waitpid(pid, 0)[1]
+    status = child.end()
     walls.end_orphans()
     return {**streams.drain(), **_verdict(status, killed, marks, request), "seconds": seconds}
 
 
-def _has_ended(pid: int) -> bool:
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+class _Child:
+    """The program's first process. It is not taken leave of before its group was killed: so long its number is taken."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._status: int | None = None  # early, where the system cannot look at an ended child without taking leave
+
+    def has_ended(self) -> bool:
+        if hasattr(os, "waitid"):
+            return os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        if self._status is None:
+            done, status = os.waitpid(self._pid, os.WNOHANG)
+            self._status = status if done else None
+        return self._status is not None
+
+    def bury_others(self) -> None:
+        """Orphans that have ended count as processes of the program until their new parent, this one, has noticed."""
+        if hasattr(os, "waitid"):
+            while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and ended.si_pid != self._pid:
+                os.waitpid(ended.si_pid, 0)
+
+    def end(self) -> int:
+        """Kills it and its process group. Returns the status of waitpid."""
+        for kill in (os.kill, os.killpg):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                kill(self._pid, signal.SIGKILL)
+        return os.waitpid(self._pid, 0)[1] if self._status is None else self._status
 
 
 def _register_end(poll: Any, pid: int) -> int:
