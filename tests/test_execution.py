@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -284,6 +285,12 @@ def test_the_isolation_is_described_in_sentences():
     sentences = describe_isolation()
     assert len(sentences) >= 5 and all(sentence[0].isupper() and sentence.endswith(".") for sentence in sentences)
     assert any(sentence.startswith("NOT PREVENTED") for sentence in sentences)
+
+
+def test_the_example_of_the_page_runs(capsys):
+    page = (Path(__file__).parents[1] / "docs" / "execution.md").read_text()
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], {})
+    assert capsys.readouterr().out.endswith("finished 6\n\n['finished', 'failed', 'finished', 'failed']\n")
 
 
 @pytest.fixture

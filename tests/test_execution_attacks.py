@@ -51,7 +51,7 @@ def attempts(*lines, **names):
     """A program that tries every line by itself and prints those that raised nothing."""
     assigned = "".join(f"{name} = {value!r}\n" for name, value in names.items())
     return (f"import ctypes, os, shutil, signal, socket, subprocess, sys, time\n{assigned}"
-            + "".join(f"try:\n  {line}\n  print({line!r})\nexcept Exception as error:\n  pass\n" for line in lines))  # fmt: skip
+            + "".join(f"try:\n  {line}\n  print({line!r})\nexcept Exception:\n  pass\n" for line in lines))  # fmt: skip
 
 
 def test_a_program_of_the_sandbox_can_be_found(level, canaries):

@@ -26,12 +26,16 @@ def program(problem, completion):
     return f"{problem['prompt']}{completion}\n{problem['test']}\ncheck({problem['entry_point']})\n"
 
 
+def passed(outcome):
+    return outcome.status == "finished" and outcome.reached_end
+
+
 def test_canonical_solutions_score_164_of_164(problems):
     with Executor(limits=Limits(seconds=20)) as executor:  # not 3: other work may share the processors
         futures = {name: executor.submit(program(problem, problem["canonical_solution"]))
                    for name, problem in problems.items()}  # fmt: skip
         outcomes = {name: future.result() for name, future in futures.items()}
-    bad = {name: outcome for name, outcome in outcomes.items() if not (outcome.status == "finished" and outcome.reached_end)}
+    bad = {name: outcome for name, outcome in outcomes.items() if not passed(outcome)}
     assert not bad and len(outcomes) == 164
 
 
@@ -63,8 +67,7 @@ def test_bad_completions_score_nothing(problems, tmp_path):
                        for kind, body in bodies.items() for name in names}  # fmt: skip
             outcomes = {key: future.result() for key, future in futures.items()}
             assert canaries.left() == []
-        passed = [key for key, outcome in outcomes.items() if outcome.status == "finished" and outcome.reached_end]
-        assert passed == []
+        assert [key for key, outcome in outcomes.items() if passed(outcome)] == []
         assert {outcome.status for outcome in outcomes.values()} == {"failed", "timed out", "finished"}
         canaries.check()
     finally:

@@ -49,8 +49,8 @@ def _namespaces(facts: dict[str, bool]) -> list[str]:
     return [
         "Programs run in PID, user, mount, network and IPC namespaces of their own.",
         "Other processes can be neither seen nor signalled, and nothing that a program starts outlives it.",
-        "Of the file system there are the interpreter and the system's libraries, read-only, and an empty scratch folder"
-        " in memory; homes, sockets and secrets are not there.",
+        "Of the file system there are the interpreter and the system's libraries, read-only, and an empty scratch"
+        " folder in memory; homes, sockets and secrets are not there.",
         "There is no network but a loopback of the program's own.",
         "The number of processes, the size of files and the address space are limited by the kernel.",
         "The memory of several processes together is looked at every 50 ms, so it can be exceeded for that long."

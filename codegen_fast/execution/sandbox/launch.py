@@ -14,13 +14,14 @@ import signal
 import socket
 
 from . import frames, supervise
+from .walls import Walls
 
 # Plain modules: one with submodules could let a program pass that forgot to import the one it uses.
 PRELOADED = ("bisect", "collections", "copy", "datetime", "fractions", "functools", "hashlib", "heapq", "itertools",
              "math", "operator", "random", "re", "statistics", "string", "typing")  # fmt: skip
 
 
-def main(control_fd: int, walls_name: str) -> None:
+def main(control_fd: int, level: str) -> None:
     """Serves the requests that come on `control_fd` until it is closed. The first message says how, see worker.py."""
     control = socket.socket(fileno=control_fd)
     config = frames.receive(control)
@@ -30,7 +31,7 @@ def main(control_fd: int, walls_name: str) -> None:
     os.umask(0o022)
     # Process 1 of a namespace must have no handler that a program's signal could run.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    walls = _walls(walls_name, config)
+    walls = _walls(level, config)
     try:
         walls.enter(config["parent"])
     except OSError as error:
@@ -58,11 +59,11 @@ def main(control_fd: int, walls_name: str) -> None:
     walls.leave()
 
 
-def _walls(name: str, config: dict):
-    if name == "namespaces":
-        from .namespaces import Namespaces as Walls
-    elif name == "restricted":
-        from .restricted import Restricted as Walls
+def _walls(level: str, config: dict) -> Walls:
+    if level == "namespaces":
+        from .namespaces import Namespaces as Level
+    elif level == "restricted":
+        from .restricted import Restricted as Level
     else:
-        from .plain import Plain as Walls
-    return Walls(config["readable"], config["scratch_root"])
+        from .plain import Plain as Level
+    return Level(config["readable"], config["scratch_root"])

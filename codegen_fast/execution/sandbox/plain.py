@@ -8,7 +8,7 @@ from . import scratch
 
 
 class Plain:
-    """In the manner of namespaces.Namespaces."""
+    """No walls. See walls.py."""
 
     def __init__(self, readable: list[str], scratch_root: str | None) -> None:
         if scratch_root is None:
@@ -16,7 +16,7 @@ class Plain:
         self._scratch = os.path.join(scratch_root, "program")
 
     def enter(self, caller: int) -> None:
-        """Raises OSError for root: a program that signals everybody would end the machine."""
+        """Refused to root: a program that signals everybody would end the machine."""
         if os.geteuid() == 0:
             raise OSError("this system cannot keep a program of root's from the machine; run as an ordinary user")
 

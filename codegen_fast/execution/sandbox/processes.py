@@ -40,8 +40,8 @@ def own_memory_bytes(pids: list[int]) -> int:
                or _kilobytes(f"/proc/{pid}/status", (b"RssAnon:", b"RssShmem:")) for pid in pids) << 10  # fmt: skip
 
 
-def end_descendants() -> None:
-    """Kills whatever this process, a subreaper, has below it, and waits until it has gone.
+def end_descendants() -> bool:
+    """Kills whatever this process, a subreaper, has below it, and waits; whether it has gone after five seconds.
 
     A process group dies in one stroke: a chain of forks could run away from a look at one process after the other.
     """
@@ -58,7 +58,8 @@ def end_descendants() -> None:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
         except ChildProcessError:
-            return  # none is left
+            return True
+    return False
 
 
 def _groups_of_descendants(root: int) -> dict[int, int]:

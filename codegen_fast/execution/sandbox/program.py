@@ -10,7 +10,9 @@ import resource
 import signal
 import sys
 import types
-from typing import Any, NoReturn
+from typing import NoReturn
+
+from .walls import Walls
 
 _OPEN_FILES = 256
 _MARKS_BYTES = 4096
@@ -51,7 +53,7 @@ class Marks:
         return "" if self._page[0] else self._page[1:].split(b"\0", 1)[0].decode(errors="replace")
 
 
-def run(walls: Any, request: dict, path: str, streams: tuple[int, int, int], process_limit: int,
+def run(walls: Walls, request: dict, path: str, streams: tuple[int, int, int], process_limit: int,
         marks: Marks) -> NoReturn:  # fmt: skip
     """Runs the source and ends the process as an interpreter would, but for the destructors of what is left.
 
@@ -101,7 +103,7 @@ def _end(code: int) -> NoReturn:
         os._exit(code)
 
 
-def _prepare(walls: Any, request: dict, path: str, streams: tuple[int, int, int], process_limit: int) -> None:
+def _prepare(walls: Walls, request: dict, path: str, streams: tuple[int, int, int], process_limit: int) -> None:
     os.setsid()
     for number, fd in enumerate(streams):
         os.dup2(fd, number)

@@ -11,6 +11,7 @@ import time
 from typing import Any, NoReturn
 
 from . import frames, processes, program
+from .walls import Walls
 
 _TICK = 0.05  # seconds between looks at memory and processes
 _PIECE = 1 << 16
@@ -18,7 +19,7 @@ _LAST_PIECES = 32  # read of a stream after the program's end; what outlives it 
 _SCRATCH_FILES = 4  # a scratch folder holds so many of the largest files
 
 
-def serve(control: socket.socket, walls: Any) -> NoReturn:
+def serve(control: socket.socket, walls: Walls) -> NoReturn:
     """Runs the program of the next request, reports and ends the process."""
     request = frames.receive(control)
     marks = program.Marks()
@@ -48,7 +49,7 @@ def _report(control: socket.socket, reply: dict) -> NoReturn:
     os._exit(0)
 
 
-def _watch(control: socket.socket, walls: Any, request: dict, streams: _Streams, pid: int, marks: program.Marks,
+def _watch(control: socket.socket, walls: Walls, request: dict, streams: _Streams, pid: int, marks: program.Marks,
            begin: float) -> dict:  # fmt: skip
     """Until the program ends or must be ended. Returns the reply."""
     streams.close_of_program()
@@ -118,7 +119,7 @@ def _register_end(poll: Any, pid: int) -> int:
     return fd
 
 
-def _over_limit(walls: Any, request: dict) -> str:
+def _over_limit(walls: Walls, request: dict) -> str:
     """Why the program must be killed now; empty if it need not."""
     members = walls.members()
     if processes.threads(members) > request["processes"]:
