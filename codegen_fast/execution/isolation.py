@@ -49,8 +49,8 @@ def _namespaces(facts: dict[str, bool]) -> list[str]:
     return [
         "Programs run in PID, user, mount, network and IPC namespaces of their own.",
         "Other processes can be neither seen nor signalled, and nothing that a program starts outlives it.",
-        "Of the file system there are the interpreter and the system's libraries, read-only, and an empty scratch folder"
-        " in memory; homes, sockets and secrets are not there.",
+        "Of the file system there are the interpreter and the system's libraries, read-only, and an empty scratch"
+        " folder in memory; homes, sockets and secrets are not there.",
         "There is no network but a loopback of the program's own.",
         "The number of processes, the size of files and the address space are limited by the kernel.",
         "The memory of several processes together is looked at every 50 ms, so it can be exceeded for that long."
@@ -77,7 +77,8 @@ def _restricted(facts: dict[str, bool]) -> list[str]:
     return [
         *sentences,
         "No socket can be made, so there is no network.",
-        "What a program starts is found through its descent and killed; processes and memory are counted every 50 ms.",
+        "What a program starts cannot leave its process group and is killed with it; processes and memory are counted"
+        " every 50 ms, so both can be exceeded for that long.",
         "NOT PREVENTED: filling the disk with many files in the scratch folder while the program runs.",
     ]
 

@@ -45,7 +45,10 @@ class Worker:
 
     def __init__(self, level: str, preload: Sequence[str]) -> None:
         self.closed = False
-        self._scratch_root = None if level == "namespaces" else tempfile.mkdtemp(prefix="codegen_fast-")
+        try:
+            self._scratch_root = None if level == "namespaces" else tempfile.mkdtemp(prefix="codegen_fast-")
+        except OSError as error:
+            raise SandboxRefused(f"no place for a scratch folder: {error}") from None
         self._control, theirs = socket.socketpair()
         self._control.settimeout(_START_SECONDS)
         with theirs:
@@ -128,6 +131,10 @@ def _start_environment() -> dict[str, str]:
 
 
 def _program_environment() -> dict[str, str]:
-    """Of programs: nothing of this process's environment. A fixed seed of hashes makes reruns equal."""
+    """Of programs: nothing of this process's environment. A fixed seed of hashes makes reruns equal.
+
+    Threads get no heap of their own, which would take 64 MB of the address space that is limited.
+    """
     one_thread = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
-    return {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", **one_thread}
+    return {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1",
+            **one_thread}  # fmt: skip

@@ -12,25 +12,28 @@ import importlib
 import os
 import signal
 import socket
-import sys
 
 from . import frames, supervise
+from .walls import Walls
 
 # Plain modules: one with submodules could let a program pass that forgot to import the one it uses.
 PRELOADED = ("bisect", "collections", "copy", "datetime", "fractions", "functools", "hashlib", "heapq", "itertools",
              "math", "operator", "random", "re", "statistics", "string", "typing")  # fmt: skip
 
 
-def main(control_fd: int, walls_name: str) -> None:
+def main(control_fd: int, level: str) -> None:
     """Serves the requests that come on `control_fd` until it is closed. The first message says how, see worker.py."""
     control = socket.socket(fileno=control_fd)
     config = frames.receive(control)
+    # Whatever the caller has set for itself: ignored children would be lost, and folders shut to programs.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    os.umask(0o022)
     # Process 1 of a namespace must have no handler that a program's signal could run.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    walls = _walls(walls_name, config)
+    walls = _walls(level, config)
     try:
-        _die_with(config["parent"])
-        walls.enter()
+        walls.enter(config["parent"])
     except OSError as error:
         frames.send(control, {"refused": str(error)})
         return
@@ -53,23 +56,14 @@ def main(control_fd: int, walls_name: str) -> None:
         if status:
             os._exit(1)  # no reply came; closing the connection says so
         control.sendall(b"\n")  # nothing of the program is left
+    walls.leave()
 
 
-def _walls(name: str, config: dict):
-    if name == "namespaces":
-        from .namespaces import Namespaces as Walls
-    elif name == "restricted":
-        from .restricted import Restricted as Walls
+def _walls(level: str, config: dict) -> Walls:
+    if level == "namespaces":
+        from .namespaces import Namespaces as Level
+    elif level == "restricted":
+        from .restricted import Restricted as Level
     else:
-        from .plain import Plain as Walls
-    return Walls(config["readable"], config["scratch_root"])
-
-
-def _die_with(parent: int) -> None:
-    """This process is killed when the thread that started it ends, also by kill -9. Linux only."""
-    if sys.platform == "linux":
-        from . import system_calls
-
-        system_calls.die_with_parent(signal.SIGKILL)
-        if os.getppid() != parent:
-            raise OSError("the process that started this one has ended")
+        from .plain import Plain as Level
+    return Level(config["readable"], config["scratch_root"])

@@ -21,33 +21,35 @@ OUTSIDE_USER = 65533  # what a program of root's is for the machine: nobody's nu
 
 
 class Namespaces:
-    """The walls around one worker. `enter` once, in the process that programs are forked from."""
+    """Nothing outside can be seen. See walls.py."""
 
     def __init__(self, readable: list[str], scratch_root: str | None) -> None:
         self._readable = readable
         self._as_root = os.geteuid() == 0
         self._own_pidfd = -1
-        self._filter = seccomp.behind_namespaces()
         self._processes_visible = False
 
-    def enter(self) -> None:
+    def enter(self, caller: int) -> None:
         """Returns in a child that is process 1 of a new PID namespace; its parent waits for it and ends with it.
 
-        Raises OSError, before that, where the system has no namespaces for this user; what was changed until then
-        concerns this process alone, which is then good for nothing else.
+        All are killed when the thread that started this process ends, and with them whatever lives in the namespace.
+        Where it fails, what was changed until then concerns this process alone, which is then good for nothing else.
         """
+        system_calls.die_with_parent(signal.SIGKILL, caller)
+        if not seccomp.supported():
+            raise OSError(f"no list of system calls for {os.uname().machine}")
+        self._filter = seccomp.behind_namespaces()
         write_maps = _MapWriter(self._id_map())
         everything = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC
         if self._as_root:
             os.setgroups([])
-            # With all of root's power, because the new user namespace's root cannot enter other users' folders.
-            system_calls.unshare(CLONE_NEWNS)
+        # With all of root's power where it is given, because a new user namespace's root cannot enter others' folders.
+        mounts_first = self._as_root and _own_mounts()
+        if mounts_first:
             view.build(self._readable, INSIDE_USER)
-            system_calls.unshare(everything)
-            write_maps()
-        else:
-            system_calls.unshare(everything)
-            write_maps()
+        system_calls.unshare(everything)
+        write_maps()
+        if not mounts_first:
             view.build(self._readable, INSIDE_USER)
         _continue_in_child()
         system_calls.set_dumpable(False)
@@ -56,11 +58,10 @@ class Namespaces:
         _loopback_up()
 
     def facts(self) -> dict[str, bool]:
-        """What the sentences of isolation.py depend on."""
         return {"as_root": self._as_root, "processes_visible": self._processes_visible}
 
     def fork_supervisor(self) -> int:
-        """Like os.fork: the child is process 1 of a PID namespace of a program's own; its end ends all in it."""
+        """The child is process 1 of a PID namespace of a program's own; its end ends all in it."""
         system_calls.unshare(CLONE_NEWPID)
         pid = os.fork()
         if pid:
@@ -68,7 +69,7 @@ class Namespaces:
         return pid
 
     def prepare(self, scratch_bytes: int) -> str:
-        """In the supervisor: a scratch folder and /proc for its program. Returns the folder."""
+        """In memory, and with a /proc of the program's own."""
         system_calls.unshare(CLONE_NEWNS)
         view.mount_scratch(scratch_bytes, INSIDE_USER)
         if not view.mount_processes():
@@ -76,11 +77,10 @@ class Namespaces:
         return view.SCRATCH
 
     def own_processes(self) -> int:
-        """Processes that count towards the program's limit without being its own."""
         return 0 if self._as_root else 3  # this worker's two, and the supervisor
 
     def seal(self, scratch: str) -> None:
-        """In the program, last: an ordinary user without any privilege, and with fewer system calls."""
+        """An ordinary user without any privilege, and with fewer system calls."""
         system_calls.no_new_privileges()
         system_calls.drop_bounding_set()
         if self._as_root:
@@ -91,14 +91,16 @@ class Namespaces:
         seccomp.install(self._filter)
 
     def members(self) -> list[int]:
-        """In the supervisor: the program's processes, as far as /proc shows them."""
         return [pid for pid in processes.visible() if pid != os.getpid()]
 
-    def end_program(self, pid: int) -> None:
-        """In the supervisor: nothing to do, because all of the namespace's processes end with its first."""
+    def end_orphans(self) -> None:
+        """Nothing to do: all of a namespace's processes end with its first."""
 
     def clean_up(self) -> None:
-        """In the process that programs are forked from: nothing to do, the scratch folder went with its namespace."""
+        """Nothing to do: the scratch folder went with its namespace."""
+
+    def leave(self) -> None:
+        """Nothing to do."""
 
     def _id_map(self) -> list[str]:
         if self._as_root:
@@ -139,8 +141,17 @@ class _MapWriter:
     @staticmethod
     def _write(target: int, users: str, groups: str) -> None:
         for name, content in (("setgroups", "deny"), ("uid_map", users), ("gid_map", groups)):
-            with open(f"/proc/{target}/{name}", "w", encoding="ascii") as file:
+            with open(f"/proc/{target}/{name}", "w", encoding="utf-8") as file:
                 file.write(content)
+
+
+def _own_mounts() -> bool:
+    """A mount namespace without a user namespace, which root has in no container unless it is privileged."""
+    try:
+        system_calls.unshare(CLONE_NEWNS)
+    except PermissionError:
+        return False
+    return True
 
 
 def _continue_in_child() -> None:
@@ -150,7 +161,7 @@ def _continue_in_child() -> None:
         os.closerange(0, 256)
         os.waitpid(pid, 0)
         os._exit(0)
-    system_calls.die_with_parent(signal.SIGKILL)
+    system_calls.die_with_parent(signal.SIGKILL, 0)  # which is what a parent outside the namespace is called
 
 
 def _loopback_up() -> None:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-import signal
 
 from . import scratch
 
 
 class Plain:
-    """In the manner of namespaces.Namespaces."""
+    """No walls. See walls.py."""
 
     def __init__(self, readable: list[str], scratch_root: str | None) -> None:
         if scratch_root is None:
             raise ValueError("scratch_root: a folder expected, because without namespaces there is no other place")
         self._scratch = os.path.join(scratch_root, "program")
 
-    def enter(self) -> None:
-        """Raises OSError for root: a program that signals everybody would end the machine."""
+    def enter(self, caller: int) -> None:
+        """Refused to root: a program that signals everybody would end the machine."""
         if os.geteuid() == 0:
             raise OSError("this system cannot keep a program of root's from the machine; run as an ordinary user")
 
@@ -40,12 +39,11 @@ class Plain:
     def members(self) -> list[int]:
         return []
 
-    def end_program(self, pid: int) -> None:
-        """Kills the program's process group, which it leads. A process that left the group stays."""
-        try:
-            os.killpg(pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
+    def end_orphans(self) -> None:
+        """Nothing that could be done: a process that has left its program's group cannot be found."""
 
     def clean_up(self) -> None:
         scratch.remove(self._scratch)
+
+    def leave(self) -> None:
+        scratch.remove(os.path.dirname(self._scratch))

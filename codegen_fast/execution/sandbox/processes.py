@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
 
-_STATE, _PARENT, _THREADS = 0, 1, 17  # of /proc/<pid>/stat, after the process's name
+_STATE, _PARENT, _GROUP, _THREADS = 0, 1, 2, 17  # of /proc/<pid>/stat, after the process's name
 _PATIENCE = 5.0  # seconds that killed processes get to disappear
 
 
@@ -20,14 +21,7 @@ def visible() -> list[int]:
 
 def descendants(root: int) -> list[int]:
     """Children of `root`, their children and so on. Looks at all processes: Linux's lists of children are optional."""
-    children: dict[int, list[int]] = {}
-    for pid in visible():
-        if (fields := _stat(pid)) and (fields[_STATE] != b"Z" or int(fields[_PARENT]) == root):
-            children.setdefault(int(fields[_PARENT]), []).append(pid)
-    found = list(children.get(root, []))
-    for pid in found:  # grows while it is walked
-        found += children.get(pid, [])
-    return found
+    return list(_groups_of_descendants(root))
 
 
 def threads(pids: list[int]) -> int:
@@ -46,20 +40,40 @@ def own_memory_bytes(pids: list[int]) -> int:
                or _kilobytes(f"/proc/{pid}/status", (b"RssAnon:", b"RssShmem:")) for pid in pids) << 10  # fmt: skip
 
 
-def end_descendants() -> None:
-    """Kills whatever this process, a subreaper, has below it, until nothing is left; orphans become its children.
+def end_descendants() -> bool:
+    """Kills whatever this process, a subreaper, has below it, and waits; whether it has gone after five seconds.
 
-    All are stopped before any is killed, so that none can fork in between.
+    A process group dies in one stroke: a chain of forks could run away from a look at one process after the other.
     """
     deadline = time.monotonic() + _PATIENCE
     while time.monotonic() < deadline:
-        stopped: set[int] = set()
-        while new := set(descendants(os.getpid())) - stopped:
-            _send(new, signal.SIGSTOP)
-            stopped |= new
-        _send(stopped, signal.SIGKILL)
-        if not _reap():
-            return
+        family = _groups_of_descendants(os.getpid())
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            for group in set(family.values()) - {os.getpgrp()}:
+                os.killpg(group, signal.SIGKILL)
+        for pid in family:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return True
+    return False
+
+
+def _groups_of_descendants(root: int) -> dict[int, int]:
+    """The process group of every descendant."""
+    groups: dict[int, int] = {}
+    children: dict[int, list[int]] = {}
+    for pid in visible():
+        if (fields := _stat(pid)) and (fields[_STATE] != b"Z" or int(fields[_PARENT]) == root):
+            children.setdefault(int(fields[_PARENT]), []).append(pid)
+            groups[pid] = int(fields[_GROUP])
+    found = list(children.get(root, []))
+    for pid in found:  # grows while it is walked
+        found += children.get(pid, [])
+    return {pid: groups[pid] for pid in found}
 
 
 def _stat(pid: int) -> list[bytes]:
@@ -69,26 +83,6 @@ def _stat(pid: int) -> list[bytes]:
             return file.read().rpartition(b")")[2].split()  # the name, in parentheses, may hold anything
     except OSError:
         return []
-
-
-def _send(pids: set[int], number: int) -> None:
-    for pid in pids:
-        try:
-            os.kill(pid, number)
-        except (ProcessLookupError, PermissionError):
-            pass  # it has ended, or it is a zombie of another user
-
-
-def _reap() -> bool:
-    """Takes leave of the children that have ended; whether others are left after a moment."""
-    while True:
-        try:
-            pid, _ = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return False
-        if not pid:
-            time.sleep(0.002)
-            return True
 
 
 def _kilobytes(path: str, keys: tuple[bytes, ...]) -> int:

@@ -10,7 +10,9 @@ import resource
 import signal
 import sys
 import types
-from typing import Any, NoReturn
+from typing import NoReturn
+
+from .walls import Walls
 
 _OPEN_FILES = 256
 _MARKS_BYTES = 4096
@@ -51,7 +53,7 @@ class Marks:
         return "" if self._page[0] else self._page[1:].split(b"\0", 1)[0].decode(errors="replace")
 
 
-def run(walls: Any, request: dict, path: str, streams: tuple[int, int, int], process_limit: int,
+def run(walls: Walls, request: dict, path: str, streams: tuple[int, int, int], process_limit: int,
         marks: Marks) -> NoReturn:  # fmt: skip
     """Runs the source and ends the process as an interpreter would, but for the destructors of what is left.
 
@@ -101,7 +103,7 @@ def _end(code: int) -> NoReturn:
         os._exit(code)
 
 
-def _prepare(walls: Any, request: dict, path: str, streams: tuple[int, int, int], process_limit: int) -> None:
+def _prepare(walls: Walls, request: dict, path: str, streams: tuple[int, int, int], process_limit: int) -> None:
     os.setsid()
     for number, fd in enumerate(streams):
         os.dup2(fd, number)
@@ -119,8 +121,8 @@ def _prepare(walls: Any, request: dict, path: str, streams: tuple[int, int, int]
     _limit(resource.RLIMIT_NPROC, process_limit)
     _first_to_go()
     walls.seal(scratch)
-    if numpy := sys.modules.get("numpy"):
-        numpy.random.seed()  # as a fresh import would; the standard library's does so itself after a fork
+    if numpy_random := sys.modules.get("numpy.random"):
+        numpy_random.seed()  # as a fresh import would; the standard library's does so itself after a fork
 
 
 def _fresh_main(path: str) -> types.ModuleType:
@@ -139,13 +141,17 @@ def _limit(which: int, value: int) -> None:
     _, hard = resource.getrlimit(which)
     if hard != resource.RLIM_INFINITY:
         value = min(value, hard)
-    resource.setrlimit(which, (value, value))
+    try:
+        resource.setrlimit(which, (value, value))
+    except (OSError, ValueError):
+        if sys.platform == "linux":  # others know fewer limits, which isolation.py says
+            raise
 
 
 def _first_to_go() -> None:
     """Where the machine runs out of memory, this process is the one to kill. Linux only."""
     try:
-        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        with open("/proc/self/oom_score_adj", "w", encoding="utf-8") as file:
             file.write("1000")
     except OSError:
         pass

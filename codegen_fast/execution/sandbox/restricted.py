@@ -13,11 +13,14 @@ from . import landlock, processes, scratch, seccomp, system_calls, view
 
 _UNPRIVILEGED_USER = 65533  # see namespaces.OUTSIDE_USER
 _READABLE_FILES = ["/etc/ld.so.cache", "/etc/localtime", "/etc/passwd", "/etc/nsswitch.conf"]
+# To become another user, to kill what it runs, and to remove what it leaves: chown, dac_override, fowner, kill, setgid,
+# setuid. Containers may withhold any of them from their root.
+_NEEDED_FOR_ANOTHER = {0, 1, 3, 5, 6, 7}
 _SLACK = 64  # processes that the same user may start elsewhere while a program runs; the supervisor counts exactly
 
 
 class Restricted:
-    """The walls around one worker, in the manner of namespaces.Namespaces."""
+    """What is outside can be seen and not touched. See walls.py."""
 
     def __init__(self, readable: list[str], scratch_root: str | None) -> None:
         if scratch_root is None:
@@ -28,14 +31,17 @@ class Restricted:
         self._landlock = landlock.version()
         self._user: int | None = None  # that a program of root's becomes
 
-    def enter(self) -> None:
-        """Raises OSError where a program could damage what is not its own: without seccomp, or root without Landlock."""
+    def enter(self, caller: int) -> None:
+        """Refused where a program could damage what is not its own: without seccomp, or to root without Landlock."""
+        # Not SIGKILL: without this process nobody would end what programs have started.
+        signal.signal(signal.SIGTERM, self._abandoned)
+        system_calls.die_with_parent(signal.SIGTERM, caller)
         if not seccomp.supported():
             raise OSError(f"no list of system calls for {os.uname().machine}")
         self._filter = seccomp.without_namespaces(signals_are_scoped=landlock.scopes_signals())
         if self._as_root:
             os.chmod(os.path.dirname(self._scratch), 0o711)
-            if self._can_run_as(_UNPRIVILEGED_USER):
+            if _NEEDED_FOR_ANOTHER <= _capabilities() and self._can_run_as(_UNPRIVILEGED_USER):
                 self._user = _UNPRIVILEGED_USER
             elif not self._landlock:
                 raise OSError("root without Landlock could delete any file; run as an ordinary user")
@@ -48,9 +54,10 @@ class Restricted:
                 "signals_scoped": landlock.scopes_signals()}  # fmt: skip
 
     def fork_supervisor(self) -> int:
+        worker = os.getpid()
         pid = os.fork()
         if not pid:
-            system_calls.die_with_parent(signal.SIGKILL)
+            system_calls.die_with_parent(signal.SIGTERM, worker)
             system_calls.become_subreaper()
         return pid
 
@@ -67,20 +74,32 @@ class Restricted:
 
     def seal(self, scratch: str) -> None:
         system_calls.drop_bounding_set()
+        supervisor = os.getppid()
         self._become_user()
-        system_calls.die_with_parent(signal.SIGKILL)  # after that: a change of user clears it
+        system_calls.die_with_parent(signal.SIGKILL, supervisor)  # after that: a change of user clears it
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._restrict(scratch)
 
     def members(self) -> list[int]:
         return processes.descendants(os.getpid())
 
-    def end_program(self, pid: int) -> None:
+    def end_orphans(self) -> None:
         processes.end_descendants()
 
     def clean_up(self) -> None:
-        # A supervisor that was killed left its program to this process.
-        processes.end_descendants()
-        scratch.remove(self._scratch)
+        # A supervisor that was killed left its program to this process. While something lives, names can change under
+        # a removal, and lead it elsewhere: the folder stays then, and the next program is refused for it.
+        if processes.end_descendants():
+            scratch.remove(self._scratch)
+
+    def leave(self) -> None:
+        scratch.remove(os.path.dirname(self._scratch))
+
+    def _abandoned(self, *_: object) -> None:
+        """The caller, or for a supervisor the worker, has gone."""
+        self.clean_up()
+        self.leave()
+        os._exit(1)
 
     def _become_user(self) -> None:
         if self._user is not None:
@@ -113,6 +132,13 @@ class Restricted:
         except OSError:
             return False
         return True
+
+
+def _capabilities() -> set[int]:
+    """The numbers of the capabilities that this process can use."""
+    with open("/proc/self/status", encoding="utf-8") as file:
+        mask = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
+    return {number for number in range(mask.bit_length()) if mask >> number & 1}
 
 
 def _in_a_child(action: Callable[[], None]) -> None:

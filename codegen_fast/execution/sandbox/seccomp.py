@@ -16,7 +16,8 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     # The kernel's less walked paths, and whatever changes the machine.
     "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "open_tree": (428, 428),
     "move_mount": (429, 429), "fsopen": (430, 430), "fsconfig": (431, 431), "fsmount": (432, 432),
-    "fspick": (433, 433), "mount_setattr": (442, 442), "open_tree_attr": (467, 467), "unshare": (272, 97), "setns": (308, 268),
+    "fspick": (433, 433), "mount_setattr": (442, 442), "open_tree_attr": (467, 467), "unshare": (272, 97),
+    "setns": (308, 268),
     "swapon": (167, 224), "swapoff": (168, 225), "reboot": (169, 142), "sethostname": (170, 161),
     "setdomainname": (171, 162), "settimeofday": (164, 170), "clock_settime": (227, 112),
     "clock_adjtime": (305, 266), "adjtimex": (159, 171), "quotactl": (179, 60), "acct": (163, 89),
@@ -36,6 +37,8 @@ _NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "rt_tgsigqueueinfo": (297, 240), "pidfd_send_signal": (424, 424), "sched_setaffinity": (203, 122),
     "sched_setscheduler": (144, 119), "sched_setparam": (142, 118), "sched_setattr": (314, 274),
     "setpriority": (141, 140), "ioprio_set": (251, 30), "migrate_pages": (256, 238), "move_pages": (279, 239),
+    # Leaving the process group, which is how all that a program starts is killed in one stroke.
+    "setsid": (112, 157), "setpgid": (109, 154),
     # What Landlock lets through: a file's mode, owner, times and attributes.
     "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452), "chown": (92, None),
     "lchown": (94, None), "fchown": (93, 55), "fchownat": (260, 54), "utime": (132, None), "utimes": (235, None),
@@ -58,6 +61,7 @@ _MACHINE = _between("mount", "kcmp")
 _UNCOUNTED_MEMORY = _between("memfd_create", "mq_open")
 _SIGNALS = _between("kill", "pidfd_send_signal")
 _OTHERS_SETTINGS = _between("sched_setaffinity", "move_pages")
+_GROUPS = _between("setsid", "setpgid")
 _METADATA = _between("chmod", "truncate")
 
 # struct seccomp_data: nr, arch, instruction_pointer, args[6]
@@ -90,11 +94,11 @@ def behind_namespaces() -> list[_Instruction]:
 
 
 def without_namespaces(*, signals_are_scoped: bool) -> list[_Instruction]:
-    """The filter where all else is shared: no socket, no change of metadata, no other process's settings or signals.
+    """The filter where all else is shared: no sockets, no new sessions, no metadata, no other process's settings.
 
     signals_are_scoped: Landlock keeps signals inside, so that a program may signal its own children.
     """
-    rules = [_deny(name) for name in (*_MACHINE, *_OTHERS_SETTINGS, *_METADATA, "socket")]
+    rules = [_deny(name) for name in (*_MACHINE, *_OTHERS_SETTINGS, *_GROUPS, *_METADATA, "socket")]
     rules += [_deny(name, errno.ENOSYS) for name in _UNCOUNTED_MEMORY]
     rules += _clone_without_namespaces()
     rules.append(_only("socketpair", _ARGUMENT_0, (_AF_UNIX,), errno.EAFNOSUPPORT))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -10,6 +11,7 @@ import time
 from typing import Any, NoReturn
 
 from . import frames, processes, program
+from .walls import Walls
 
 _TICK = 0.05  # seconds between looks at memory and processes
 _PIECE = 1 << 16
@@ -17,7 +19,7 @@ _LAST_PIECES = 32  # read of a stream after the program's end; what outlives it 
 _SCRATCH_FILES = 4  # a scratch folder holds so many of the largest files
 
 
-def serve(control: socket.socket, walls: Any) -> NoReturn:
+def serve(control: socket.socket, walls: Walls) -> NoReturn:
     """Runs the program of the next request, reports and ends the process."""
     request = frames.receive(control)
     marks = program.Marks()
@@ -47,7 +49,7 @@ def _report(control: socket.socket, reply: dict) -> NoReturn:
     os._exit(0)
 
 
-def _watch(control: socket.socket, walls: Any, request: dict, streams: _Streams, pid: int, marks: program.Marks,
+def _watch(control: socket.socket, walls: Walls, request: dict, streams: _Streams, pid: int, marks: program.Marks,
            begin: float) -> dict:  # fmt: skip
     """Until the program ends or must be ended. Returns the reply."""
     streams.close_of_program()
@@ -58,29 +60,54 @@ def _watch(control: socket.socket, walls: Any, request: dict, streams: _Streams,
     streams.register(poll)
     killed = ""
     next_look = begin + _TICK
-    status: int | None = None
-    while status is None:
+    child = _Child(pid)
+    while not killed and not child.has_ended():
         now = time.monotonic()
-        if now >= next_look and not killed:
+        if now >= deadline:
+            killed = f"killed after {request['seconds']:g} s"
+            break
+        if now >= next_look:
+            child.bury_others()
             killed = _over_limit(walls, request)
             next_look = now + _TICK
-        if now >= deadline and not killed:
-            killed = f"killed after {request['seconds']:g} s"
-        if killed:
-            os.kill(pid, signal.SIGKILL)
-            status = os.waitpid(pid, 0)[1]
-            break
         for fd, _ in poll.poll(max(1, 1000 * (min(deadline, next_look) - now))):
             if fd == control.fileno():
                 killed = "the executor was closed"
             elif fd != ended_fd:
                 streams.move(fd, poll)
-        done, wait_status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            status = wait_status
     seconds = time.monotonic() - begin
-    walls.end_program(pid)
+    status = child.end()
+    walls.end_orphans()
     return {**streams.drain(), **_verdict(status, killed, marks, request), "seconds": seconds}
+
+
+class _Child:
+    """The program's first process. It is not taken leave of before its group was killed: so long its number is taken."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._status: int | None = None  # early, where the system cannot look at an ended child without taking leave
+
+    def has_ended(self) -> bool:
+        if hasattr(os, "waitid"):
+            return os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        if self._status is None:
+            done, status = os.waitpid(self._pid, os.WNOHANG)
+            self._status = status if done else None
+        return self._status is not None
+
+    def bury_others(self) -> None:
+        """Orphans that have ended count as processes of the program until their new parent, this one, has noticed."""
+        if hasattr(os, "waitid"):
+            while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and ended.si_pid != self._pid:
+                os.waitpid(ended.si_pid, 0)
+
+    def end(self) -> int:
+        """Kills it and its process group. Returns the status of waitpid."""
+        for kill in (os.kill, os.killpg):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                kill(self._pid, signal.SIGKILL)
+        return os.waitpid(self._pid, 0)[1] if self._status is None else self._status
 
 
 def _register_end(poll: Any, pid: int) -> int:
@@ -92,7 +119,7 @@ def _register_end(poll: Any, pid: int) -> int:
     return fd
 
 
-def _over_limit(walls: Any, request: dict) -> str:
+def _over_limit(walls: Walls, request: dict) -> str:
     """Why the program must be killed now; empty if it need not."""
     members = walls.members()
     if processes.threads(members) > request["processes"]:

@@ -86,9 +86,11 @@ def detach(target: str) -> None:
     call("umount2", target.encode(), ctypes.c_int(MNT_DETACH))
 
 
-def die_with_parent(signal: int) -> None:
-    """This process gets `signal` when the thread that started it ends."""
+def die_with_parent(signal: int, parent: int) -> None:
+    """This process gets `signal` when the thread of `parent` that started it ends. Raises OSError if it has already."""
     _prctl(_PR_SET_PDEATHSIG, signal)
+    if os.getppid() != parent:
+        raise OSError("the process that started this one has ended")
 
 
 def set_dumpable(dumpable: bool) -> None:
