@@ -6,6 +6,8 @@ The cluster is started once for all tests here, since that takes seconds.
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -83,3 +85,23 @@ def test_a_cluster_that_cannot_be_reached(capsys, tmp_path, monkeypatch):
     assert main(["eval", "humaneval", "--out", str(tmp_path), "--ray", "127.0.0.1:1", "--limit", "1"]) == 2
     err = capsys.readouterr().err
     assert "--ray 127.0.0.1:1: the cluster cannot be reached: nobody answers" in err and err.count("\n") == 1
+
+
+def test_the_command_writes_what_one_process_writes(tmp_path, without_gpus):
+    """In a process of its own, with a cluster of its own."""
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in PROBLEMS))
+    options = ["eval", "humaneval", "--data", str(tmp_path / "data.jsonl"), "--n", "3", "--max-new-tokens", "16"]
+    subprocess.run([sys.executable, "-m", "codegen_fast", *options, "--out", str(tmp_path / "ray"), "--ray", "local",
+                    "--workers", "2", "--threads", "1"], env=without_gpus, check=True, timeout=120)
+    assert main([*options, "--out", str(tmp_path / "here")]) == 0
+    assert (tmp_path / "ray" / "samples-t0.2.jsonl").read_bytes() == \
+        (tmp_path / "here" / "samples-t0.2.jsonl").read_bytes()
+
+
+def test_a_cluster_too_small_for_the_workers(workers, monkeypatch):
+    monkeypatch.setattr(workers, "_wanted", 3)
+    with pytest.raises(OSError, match="the cluster has 2 CPUs for --workers 3"):
+        workers._require_room(SPEC, "local")
+    with pytest.raises(OSError, match="the cluster has 0 GPUs"):
+        monkeypatch.setattr(workers, "_wanted", 1)
+        workers._require_room(replace(SPEC, device="cuda"), "local")

@@ -30,7 +30,7 @@ top_p 0.95, top_k 0, 512 new tokens, the truncation of CodeGen's sampling script
 examples:
   codegen-fast eval humaneval --out run --limit 10 --n 5 --allow-code-execution
   codegen-fast eval humaneval --model Salesforce/codegen-350M-mono --preset paper --out run --allow-code-execution
-  codegen-fast eval humaneval --model ./my-checkpoint --quantization int8 --out run-int8 --compare run
+  codegen-fast eval humaneval --model ./my-checkpoint --quantization int8 --out run-int8 --compare run --allow-code-execution
   codegen-fast eval humaneval --out one --only HumanEval/7 --n 3 --temperature 0.8
   codegen-fast eval humaneval --model ./my-checkpoint --out run --ray local --workers 2 --threads 1
 """
