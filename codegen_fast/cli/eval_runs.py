@@ -13,6 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .. import __version__
 from ..evaluation import settings as settings_of
 from ..evaluation.comparison import compare, read_summary
@@ -96,15 +98,30 @@ def _make_run(arguments: argparse.Namespace, settings: dict[str, Any], problems:
     folder, config = read_config(location)
     if arguments.ray is None:
         folder = resolve(location)  # the weights too
+    device, threads, computing = _where(arguments)
     spec = SamplerSpec(model=str(location), dtype=arguments.dtype,
                        quantization=None if arguments.quantization == "none" else arguments.quantization,
-                       device=arguments.device, threads=arguments.threads, settings=settings, problems=problems)
+                       device=device, threads=threads, settings=settings, problems=problems)
     checked = {"problems": f"{len(problems)}, {data_fingerprint(problems)}", "dtype": arguments.dtype,
-               "weights": model_fingerprint(folder), "quantization": arguments.quantization,
-               "kernels": kernels(choose_device(arguments.device, None))}
+               "weights": model_fingerprint(folder), "quantization": arguments.quantization, "kernels": computing}
     about = {"model": arguments.model, "codegen_fast": __version__, "torch": version("torch")}
     paper = paper_model(f"{arguments.model} {config.to_dict().get('_name_or_path', '')}", config)
     return Run(spec, Path(arguments.out), settings, checked, paper, about)
+
+
+def _where(arguments: argparse.Namespace) -> tuple[str, int | None, str]:
+    """Device and threads of a process that samples, and what it computes with, which rounding depends on."""
+    if arguments.ray is None:
+        return arguments.device, arguments.threads, kernels(choose_device(arguments.device, None))
+    if arguments.device.startswith("cuda:"):
+        raise UsageError(f"--device {arguments.device} does not go with --ray: Ray chooses which GPU a worker gets; use "
+                         "--device cuda")
+    if arguments.ray != "local":
+        return arguments.device, arguments.threads, f"Ray, {arguments.device}"
+    device = choose_device(arguments.device, None)
+    # Ray would give each worker one thread.
+    threads = arguments.threads or max(1, torch.get_num_threads() // (arguments.workers or 1))
+    return device.type, threads, kernels(device)
 
 
 def _workers(arguments: argparse.Namespace) -> Callable[[SamplerSpec], AbstractContextManager[Workers]]:

@@ -54,7 +54,8 @@ class Run:
             if self.settings["benchmark"] == "mtpb":
                 summary["prompt_perplexity"] = summaries.prompt_perplexities(_records(samples))
             if make_executor is not None:
-                results = {temperature: self._journal(stack, f"results-t{temperature:g}.jsonl")
+                seconds = self.settings["seconds"]
+                results = {temperature: self._journal(stack, f"results-t{temperature:g}-{seconds:g}s.jsonl")
                            for temperature in samples}
                 self._judge(samples, results, progress, make_executor)
                 summary.update(self._estimates(samples, results))
