@@ -7,13 +7,14 @@ both, since nothing ends them. The prompt is HumanEval's, cut into tokens by the
 model's where there is none (it makes more of them).
 
 First transformers, in float32, runs one batch of every size of --splits; the size with the most tokens a second is its
-best split, and all samples are run in batches of it. Then the ways take turns (A B C, C B A), each visit in a process of
-its own: transformers at its best split, and codegen_fast in every type of --kinds through the Completer that
+best split, and all samples are run in batches of it. Then the ways take turns (A B C, C B A), each visit in a process
+of its own: transformers at its best split, and codegen_fast in every type of --kinds through the Completer that
 codegen-fast eval uses. Both draw with temperature 0.2 and top_p 0.95. Beside the seconds stands the most memory
 (anonymous and shared pages) that the process held while it generated: the model's, and what the call added.
 
-Apart from that, on the demo model and the first ten problems, where samples do end: the seconds of the same samples when a row leaves the batch
-with the token that decides its cut, and when rows run on and are cut afterwards. The texts must be the same.
+Apart from that, on the demo model and the first ten problems, where samples do end: the seconds of the same samples when
+a row leaves the batch with the token that decides its cut, and when rows run on and are cut afterwards. The texts must
+be the same.
 """
 
 from __future__ import annotations
@@ -252,11 +253,12 @@ def summarize(samples: list[dict[str, Any]], demo: dict[str, Any]) -> dict[str, 
 
 def print_summary(summary: dict[str, Any]) -> None:
     for name, own in summary["ways"].items():
-        print(f"{name:<24}{own['seconds']:8.1f} s{own['tokens_per_second']:8.0f} tokens/s{own['times']:6.2f} times the peer"
-              f"{own['peak_bytes'] / 1e9:7.2f} GB at its peak, {own['added_bytes'] / 1e9:.2f} of it the call's")  # fmt: skip
+        print(f"{name:<24}{own['seconds']:8.1f} s{own['tokens_per_second']:8.0f} tokens/s{own['times']:6.2f} "
+              f"times the peer{own['peak_bytes'] / 1e9:7.2f} GB at its peak, {own['added_bytes'] / 1e9:.2f} of it "
+              "the call's")  # fmt: skip
     gain = summary["demo"]
-    print(f"rows that end at their cut (demo model): {gain['cut_seconds']:.1f} s, {gain['cut_tokens']} tokens; run on and "
-          f"cut afterwards {gain['whole_seconds']:.1f} s, {gain['whole_tokens']} tokens: {gain['times']:.2f} times")  # fmt: skip
+    print(f"rows that end at their cut (demo model): {gain['cut_seconds']:.1f} s, {gain['cut_tokens']} tokens; run on "
+          f"and cut afterwards {gain['whole_seconds']:.1f} s, {gain['whole_tokens']} tokens: {gain['times']:.2f} times")
 
 
 if __name__ == "__main__":

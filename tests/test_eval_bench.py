@@ -34,6 +34,6 @@ def test_all_ways_run_and_are_summed_up(monkeypatch, tmp_path, capsys):
 
 
 def in_this_process(way):
-    parsed = {"checkpoint": str(demo_model_path()), "problem": "HumanEval/0", "samples": 10, "new": 4, "splits": [3, 10],
-              "demo_new": 40, "threads": 2, "way": way}
+    parsed = {"checkpoint": str(demo_model_path()), "problem": "HumanEval/0", "samples": 10, "new": 4,
+              "splits": [3, 10], "demo_new": 40, "threads": 2, "way": way}
     return json.loads(json.dumps(evaluation.run_way(type("Arguments", (), parsed)())))

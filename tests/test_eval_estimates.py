@@ -164,8 +164,8 @@ def test_a_bar_on_a_terminal_tells_tokens_a_second_and_the_time_left(tmp_path, w
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 120))
     data = tmp_path / "data.jsonl"
-    data.write_text("".join(json.dumps({"task_id": str(i), "prompt": "def f():\n", "entry_point": "f", "test": ""}) + "\n"
-                            for i in range(30)))
+    problem = {"prompt": "def f():\n", "entry_point": "f", "test": ""}
+    data.write_text("".join(json.dumps({"task_id": str(i), **problem}) + "\n" for i in range(30)))
     process = subprocess.Popen([sys.executable, "-m", "codegen_fast", "eval", "humaneval", "--data", str(data), "--out",
                                 str(tmp_path / "run"), "--n", "8"], stderr=theirs, stdout=subprocess.DEVNULL,
                                env=without_gpus)

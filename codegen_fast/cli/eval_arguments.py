@@ -11,7 +11,7 @@ EVAL_EXAMPLES = """\
 examples:
   codegen-fast eval humaneval --out run --limit 10 --n 5
   codegen-fast eval humaneval --model Salesforce/codegen-350M-mono --preset paper --out run --allow-code-execution
-  codegen-fast eval mtpb --data mtpb.jsonl --model Salesforce/codegen-2B-mono --preset paper --out turns --allow-code-execution
+  codegen-fast eval mtpb --data mtpb.jsonl --model Salesforce/codegen-2B-mono --out turns --allow-code-execution
   codegen-fast eval perplexity --model Salesforce/codegen-350M-mono --against int8 --against int4 *.py
   codegen-fast eval compare run run-int8
 """
@@ -30,7 +30,7 @@ top_p 0.95, top_k 0, 512 new tokens, the truncation of CodeGen's sampling script
 examples:
   codegen-fast eval humaneval --out run --limit 10 --n 5 --allow-code-execution
   codegen-fast eval humaneval --model Salesforce/codegen-350M-mono --preset paper --out run --allow-code-execution
-  codegen-fast eval humaneval --model ./my-checkpoint --quantization int8 --out run-int8 --compare run --allow-code-execution
+  codegen-fast eval humaneval --model ./my-checkpoint --out run --compare int8 --allow-code-execution
   codegen-fast eval humaneval --out one --only HumanEval/7 --n 3 --temperature 0.8
   codegen-fast eval humaneval --model ./my-checkpoint --out run --ray local --workers 2 --threads 1
 """
@@ -40,7 +40,7 @@ max_gen_length, the truncation of the benchmark's script, 20 s a program. The fi
 salesforce/CodeGen; its programs need numpy, some of them pandas and scikit-learn, in this Python's environment.
 
 examples:
-  codegen-fast eval mtpb --data mtpb.jsonl --model Salesforce/codegen-2B-mono --preset paper --out turns --allow-code-execution
+  codegen-fast eval mtpb --data mtpb.jsonl --model Salesforce/codegen-2B-mono --out turns --allow-code-execution
   codegen-fast eval mtpb --data mtpb.jsonl --single-turn --model Salesforce/codegen-2B-mono --out single
 """
 _PERPLEXITY_EXAMPLES = """\
@@ -71,7 +71,7 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
                                description="Samples HumanEval, runs the programs, and estimates pass@k without bias.",
                                epilog=_HUMANEVAL_EXAMPLES))
     _add_mtpb(make_parser(commands.add_parser, "mtpb", help="pass rates on the Multi-Turn Programming Benchmark",
-                          description="Has a model write programs turn by turn, runs them, and compares what they print.",
+                          description="Has a model write programs turn by turn, runs them, compares what they print.",
                           epilog=_MTPB_EXAMPLES))
     _add_perplexity(make_parser(commands.add_parser, "perplexity", help="bits per byte of files",
                                 description="How well a model predicts files, and what quantisation changes in that.",
@@ -118,8 +118,8 @@ def _add_run(parser: argparse.ArgumentParser, identity: str) -> argparse._Argume
     knobs.add_argument("--top-p", type=number(0, 1), metavar="P", help="1: all tokens")
     knobs.add_argument("--top-k", type=integer(0), metavar="K", help="0: all tokens")
     knobs.add_argument("--stop", choices=("truncation", "codex", "function", "none"),
-                       help="where a completion is cut, decided while it is written: as CodeGen's sampling script does, "
-                            "at the stop sequences of the Codex paper, where the function is over, or nowhere")
+                       help="where a completion is cut, decided while it is written: as CodeGen's sampling script "
+                            "does, at the stop sequences of the Codex paper, where the function is over, or nowhere")
     knobs.add_argument("--seed", type=integer(0, 2**64 - 1), metavar="S")
     programs = parser.add_argument_group("programs")
     programs.add_argument("--allow-code-execution", action="store_true",

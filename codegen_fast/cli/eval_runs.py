@@ -114,8 +114,8 @@ def _where(arguments: argparse.Namespace) -> tuple[str, int | None, str]:
     if arguments.ray is None:
         return arguments.device, arguments.threads, kernels(choose_device(arguments.device, None))
     if arguments.device.startswith("cuda:"):
-        raise UsageError(f"--device {arguments.device} does not go with --ray: Ray chooses which GPU a worker gets; use "
-                         "--device cuda")
+        raise UsageError(f"--device {arguments.device} does not go with --ray: Ray chooses which GPU a worker gets; "
+                         "use --device cuda")
     if arguments.ray != "local":
         return arguments.device, arguments.threads, f"Ray, {arguments.device}"
     device = choose_device(arguments.device, None)

@@ -36,8 +36,8 @@ def read_text(path: str) -> str:
     except OSError as error:
         raise OSError(f"{path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}; convert it "
-                         "first") from None
+        raise ValueError(f"{path} is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}; convert "
+                         "it first") from None
     if not text:
         raise ValueError(f"{path} is empty: there is nothing to score")
     return text

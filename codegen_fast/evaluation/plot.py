@@ -20,8 +20,8 @@ def require_drawable(path: str) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise ImportError("--plot needs the package matplotlib, which is not installed: pip install 'codegen_fast[eval]'"
-                          ) from None
+        raise ImportError("--plot needs the package matplotlib, which is not installed: pip install "
+                          "'codegen_fast[eval]'") from None
 
 
 def draw(path: str | os.PathLike, summary: dict[str, Any], model: str, paper: PaperModel | None) -> None:

@@ -139,7 +139,7 @@ class RayWorkers:
     def _greet(self, worker: Any, pid: int, own_kernels: str) -> None:
         known = getattr(self, "_kernels", own_kernels)
         if own_kernels != known:
-            warnings.warn(f"a worker computes on {own_kernels}, another one on {known}: completions may depend on which "
-                          "of them computes a sample", UserWarning, stacklevel=2)
+            warnings.warn(f"a worker computes on {own_kernels}, another one on {known}: completions may depend on "
+                          "which of them computes a sample", UserWarning, stacklevel=2)
         self._kernels = known
         self.pids[worker] = pid

@@ -97,7 +97,8 @@ class Run:
             try:
                 with make_executor() as executor:
                     for (temperature, key), verdict in judge(items, executor):
-                        results[temperature].append(benchmark.verdict_record(samples[temperature].records[key], verdict))
+                        record = samples[temperature].records[key]
+                        results[temperature].append(benchmark.verdict_record(record, verdict))
                         progress.advance(0)
             finally:
                 progress.end()

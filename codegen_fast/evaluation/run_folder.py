@@ -59,8 +59,8 @@ class RunFolder:
         """`now`, if what is in the folder can be gone on with under it."""
         if not (self.path / SETTINGS_FILE).exists():
             if next(self.path.glob("*.jsonl"), None) is not None:
-                raise ValueError(f"--out {self.path} holds .jsonl files and no {SETTINGS_FILE}: it is not known how they "
-                                 "were made; use another folder")
+                raise ValueError(f"--out {self.path} holds .jsonl files and no {SETTINGS_FILE}: it is not known how "
+                                 "they were made; use another folder")
             return now
         then = read_settings(self.path)
         for name in sorted(then.keys() | now.keys()):

@@ -35,7 +35,8 @@ def of_humaneval(problems: list[Record], results: Samples, ks: Iterable[int], pa
     counts = {temperature: _counts(problems, "task_id", records) for temperature, records in results.items()}
     table: dict[str, Any] = {}
     for k in ks:
-        values = {temperature: 100 * pass_at_k_of_problems(list(own.values()), k) for temperature, own in counts.items()}
+        values = {temperature: 100 * pass_at_k_of_problems(list(own.values()), k)
+                  for temperature, own in counts.items()}
         best = best_temperature({temperature: float(each.mean()) for temperature, each in values.items()})
         table[str(k)] = {
             "by_temperature": {f"{temperature:g}": float(each.mean()) for temperature, each in values.items()},
@@ -64,7 +65,7 @@ def of_mtpb(problems: list[Record], results: Samples, paper: PaperModel | None) 
 
 
 def prompt_perplexities(samples: Samples) -> dict[str, Any]:
-    """exp of the mean negative log-likelihood of the prompts' tokens, by turns and all at once, where both are known."""
+    """exp of the mean negative log-likelihood of the prompts' tokens, turn by turn and all at once, where known."""
     told = {}
     for temperature, records in samples.items():
         scored = [record for record in records if record.get("prompt_tokens")]

@@ -45,7 +45,7 @@ def silence():
 
 
 def tell(mark, passed, result, shown=""):
-    """Writes the verdict and ends the process: nothing that the program left behind, threads or exit functions, runs."""
+    """Writes the verdict and ends the process: no thread or exit function that the program left behind runs."""
     verdict = json.dumps({"passed": passed, "result": result[:300], "shown": shown[:300]})
     _write(1, f"\n{mark} {verdict}\n".encode())
     _exit(0)
