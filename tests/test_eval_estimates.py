@@ -118,6 +118,22 @@ def test_two_runs_are_compared_by_problem(tmp_path, capsys):
     assert out == comparison_table(str(first), str(second), [one])
 
 
+def test_pass_rates_of_conversations_are_compared(tmp_path):
+    folders = []
+    for name, passed in (("first", 2), ("second", 5)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "settings.json").write_text(json.dumps({"benchmark": "mtpb"}))
+        told = summaries.of_mtpb([{"id": str(i), "prompts": ["a"] * (3 + i % 2)} for i in range(8)], {0.2: [
+            {"id": str(i), "passed": j < passed} for i in range(8) for j in range(10)]}, None)
+        assert set(told["pass_rate"]["0.2"]["by_turns"]) == {"3", "4"}
+        (folder / "summary.json").write_text(json.dumps(told))
+        folders.append(folder)
+    (one,) = compare(*folders)
+    assert (one.name, one.first.value, one.second.value) == ("pass rate", pytest.approx(20), pytest.approx(50))
+    assert one.difference.value == pytest.approx(30) and one.is_clear
+
+
 def test_runs_that_cannot_be_compared(tmp_path, capsys):
     first = write_run(tmp_path / "first", {0.2: [1] * 20})
     turns = write_run(tmp_path / "turns", {0.2: [1] * 20}, "mtpb")

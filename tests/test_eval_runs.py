@@ -241,6 +241,15 @@ def test_a_prompt_that_fills_the_context_is_told(capsys, tmp_path):
     assert "2 times the prompt filled the context" in capsys.readouterr().out
 
 
+def test_prompts_may_hold_any_token(tmp_path):
+    """Also the one that rows are padded with, and the one that ends texts."""
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({**PROBLEM, "task_id": str(i), "prompt": prompt}) + "\n" for i, prompt in
+                            enumerate(("!x = '!'\n", "!", "a<|endoftext|>b !", "\u00e9\U0001f600\n"))))
+    evaluate("--out", tmp_path / "run", "--data", data, "--n", "2", "--max-new-tokens", "8")
+    assert len(lines_of(tmp_path / "run", "samples-t0.2.jsonl")) == 8
+
+
 def test_the_checkpoints_own_knobs_have_no_say(whole, tmp_path):
     """A public run lost half its score because top_k was not what was asked for."""
     import shutil

@@ -98,8 +98,10 @@ class Completer:
         knobs = self._knobs.of_call(temperature)
         if temperature > 0:
             knobs.update(seed=[prompt.seed for prompt in prompts], sample_offset=[prompt.first for prompt in prompts])
-        stream = self.model.stream([prompt.ids for prompt in prompts], num_return_sequences=count, max_new_tokens=steps,
-                                   tokenizer=self.tokenizer, session=session, **knobs)
+        # All of a prompt's tokens are meant, those too that are the padding's.
+        stream = self.model.stream([prompt.ids for prompt in prompts], [[1] * len(prompt.ids) for prompt in prompts],
+                                   num_return_sequences=count, max_new_tokens=steps, tokenizer=self.tokenizer,
+                                   session=session, **knobs)
         for piece in stream:
             texts.setdefault(piece.row, []).append(piece.text)
             tokens[piece.row] = tokens.get(piece.row, 0) + len(piece.token_ids)
