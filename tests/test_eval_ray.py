@@ -51,6 +51,21 @@ def test_one_of_two_workers_dies_and_nothing_is_lost(workers):
     assert in_order(records) == in_order(SPEC.build().run(UNITS))
 
 
+def test_the_last_unit_of_a_dead_worker_goes_to_an_idle_one(workers, monkeypatch):
+    """No replacement is allowed here, and none is needed."""
+    monkeypatch.setattr(workers, "_replacements", 0)
+    long, short = Unit(0.6, 0, 0, tuple(range(64))), Unit(0.6, 1, 0, (0,))
+    workers.use(replace(SPEC, settings={**SETTINGS, "max_new_tokens": 900, "stop": "none"}))
+    records, killed = [], False
+    for record in workers.run([long, short]):
+        records.append(record)
+        if not killed and record[1]["task_id"] == "T/1":
+            os.kill(next(iter(workers.pids.values())), signal.SIGKILL)  # the first that began has the first unit
+            killed = True
+    assert sorted(record["task_id"] for _, record in records) == ["T/0"] * 64 + ["T/1"]
+    workers.use(SPEC)
+
+
 def test_conversations_too(workers):
     problems = [{"id": "1", "prompts": ["Add {a}.", "Print it."], "inputs": [{"a": 1}, {"a": 2}], "outputs": [1, 2]}]
     settings = {**preset("mtpb", "quick"), "benchmark": "mtpb", "max_gen_length": 16}

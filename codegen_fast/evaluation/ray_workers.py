@@ -51,6 +51,7 @@ class RayWorkers:
         self._ray, self._wanted = ray, workers
         self._replacements = _REPLACEMENTS * workers
         self.pids: dict[Any, int] = {}  # of the workers that have answered
+        self._kernels: str | None = None  # theirs
         options: dict[str, Any] = {"address": address}
         if address == "local":
             # A cluster for this run alone: it listens on this machine only, and reports to nobody.
@@ -108,24 +109,33 @@ class RayWorkers:
         worker, unit = tasks.pop(ready)
         try:
             answer = ray.get(ready)
-        except ray.exceptions.RayActorError as error:
+        except _lost(ray) as error:
             self.pids.pop(worker, None)
+            ray.kill(worker)  # where only its answer, or its machine, was lost
             if unit is not None:
                 waiting.appendleft(unit)
-            self._replace(tasks, error)
+            busy = [other for other, _ in tasks.values()]
+            idle = [other for other in self.pids if other not in busy]
+            if idle and waiting:
+                self._give(tasks, idle[0], waiting)
+            else:
+                self._replace(tasks, error)
             return []
         except ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, Exception) else error from None
         if unit is None:
             self._greet(worker, *answer)
         if waiting:
-            following = waiting.popleft()
-            tasks[worker.run.remote(following)] = (worker, following)
+            self._give(tasks, worker, waiting)
         return answer if unit is not None else []
 
     def _start(self, tasks: dict[Any, tuple[Any, Unit | None]]) -> None:
         worker = self._actor.remote()
         tasks[worker.begin.remote(self._shared_spec)] = (worker, None)
+
+    def _give(self, tasks: dict[Any, tuple[Any, Unit | None]], worker: Any, waiting: deque[Unit]) -> None:
+        unit = waiting.popleft()
+        tasks[worker.run.remote(unit)] = (worker, unit)
 
     def _replace(self, tasks: dict[Any, tuple[Any, Unit | None]], error: Exception) -> None:
         if self._replacements == 0:
@@ -137,9 +147,15 @@ class RayWorkers:
         self._start(tasks)
 
     def _greet(self, worker: Any, pid: int, own_kernels: str) -> None:
-        known = getattr(self, "_kernels", own_kernels)
-        if own_kernels != known:
-            warnings.warn(f"a worker computes on {own_kernels}, another one on {known}: completions may depend on "
-                          "which of them computes a sample", UserWarning, stacklevel=2)
-        self._kernels = known
+        self._kernels = self._kernels or own_kernels
+        if own_kernels != self._kernels:
+            warnings.warn(f"a worker computes on {own_kernels}, another one on {self._kernels}: completions may depend "
+                          "on which of them computes a sample", UserWarning, stacklevel=2)
         self.pids[worker] = pid
+
+
+def _lost(ray: Any) -> tuple[type[Exception], ...]:
+    """What Ray raises where a worker, its machine or its answer is gone."""
+    errors = ray.exceptions
+    return (errors.RayActorError, errors.ObjectLostError, errors.NodeDiedError, errors.OutOfMemoryError,
+            errors.WorkerCrashedError)
