@@ -136,6 +136,25 @@ def test_reruns_are_equal_where_they_can_be_and_random_where_they_must(executor)
         assert len({number for _ in range(3) for number in prepared.run(source).stdout.split()}) == 6
 
 
+def test_packages_of_pythonpath_are_found_and_the_home_is_not_opened(tmp_path):
+    """A folder that is named is readable as a whole; a home that is named would open everything in it."""
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "found.py").write_text("here = True")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "secret.py").write_text("here = True")
+    caller = in_another_process("""
+import os, sys
+sys.path[:] = [path for path in sys.path if path != sys.argv[1]]
+os.environ.update(PYTHONPATH=sys.argv[1] + ":" + sys.argv[2], HOME=sys.argv[2])
+from codegen_fast.execution import Executor, Limits
+with Executor(1, Limits(seconds=20)) as executor:
+    print(executor.run("import found; print(found.here)").stdout, executor.run("import secret").stderr)
+    print(executor.run(f"open({sys.argv[2]!r} + '/secret.py')").status)
+""", str(tmp_path / "packages"), str(tmp_path / "home"))
+    out, err = caller.communicate(timeout=60)
+    assert out.startswith("True\n") and "No module named 'secret'" in out and out.endswith("failed\n"), err
+
+
 def test_threads_exit_functions_and_children_of_a_program_work(executor):
     outcome = executor.run("""
 import atexit, subprocess, sys, threading, time

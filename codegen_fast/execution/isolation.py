@@ -68,7 +68,8 @@ def _restricted(facts: dict[str, bool]) -> list[str]:
     sentences.append(
         "Only the scratch folder can be changed, and only the interpreter and the system's libraries can be read;"
         " modes, owners and times of files cannot be changed anywhere." if facts["files"] else
-        "NOT PREVENTED: reading, changing and deleting files of the user, because this kernel has no Landlock."
+        "NOT PREVENTED: reading, changing and deleting files of the user, and reaching into the user's processes through"
+        " /proc, because this kernel has no Landlock."
     )  # fmt: skip
     sentences.append(
         "Signals reach the program's own processes only." if facts["signals_scoped"] else

@@ -19,7 +19,7 @@ _START_SECONDS = 60.0
 _GRACE_SECONDS = 30.0  # beyond a program's time, for its supervisor to be heard on a busy machine
 _END_SECONDS = 5.0
 
-# The sandbox is imported as a package of its own, from a path that is forgotten right after: no program can import us.
+# The sandbox is imported as a package of its own, from a path that is forgotten right after: programs do not find it.
 _BOOTSTRAP = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -117,16 +117,23 @@ def _interpreter_folders() -> list[str]:
     """What programs may read beside the system's libraries: this Python and its packages."""
     packages = [path for path in (*site.getsitepackages(), site.getusersitepackages()) if path in sys.path]
     return [path for path in dict.fromkeys(map(os.path.abspath, (sys.prefix, sys.base_prefix, sys.exec_prefix,
-            sysconfig.get_path("stdlib"), *packages, *_library_folders()))) if os.path.isdir(path)]  # fmt: skip
+            sysconfig.get_path("stdlib"), *packages, *_named_in("LD_LIBRARY_PATH"), *_named_in("PYTHONPATH"))))
+            if os.path.isdir(path)]  # fmt: skip
 
 
-def _library_folders() -> list[str]:
-    return [path for path in os.environ.get("LD_LIBRARY_PATH", "").split(":") if os.path.isabs(path)]
+def _named_in(variable: str) -> list[str]:
+    """The folders of a search path in the environment; none that would open the user's home as a whole."""
+    home = os.path.realpath(os.path.expanduser("~"))
+    return [path for path in os.environ.get(variable, "").split(os.pathsep)
+            if os.path.isabs(path) and os.path.commonpath([home, os.path.realpath(path)]) != os.path.realpath(path)
+            ]  # fmt: skip
 
 
 def _start_environment() -> dict[str, str]:
     """Of the worker itself: what an interpreter needs to find its packages, and what programs get."""
-    kept = {name: os.environ[name] for name in ("HOME", "LD_LIBRARY_PATH") if name in os.environ}
+    kept = {name: os.pathsep.join(_named_in(name)) for name in ("LD_LIBRARY_PATH", "PYTHONPATH") if _named_in(name)}
+    if "HOME" in os.environ:
+        kept["HOME"] = os.environ["HOME"]
     return {**kept, **_program_environment()}
 
 
