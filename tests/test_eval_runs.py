@@ -181,7 +181,6 @@ def test_wrong_data(capsys, tmp_path, data, words):
 
 
 @pytest.mark.parametrize("argv, words", [
-    ([], "--out"),
     (["--out", "run", "--preset", "best"], "'best' (choose from"),
     (["--out", "run", "--n", "5", "--k", "1,10"], "--k 10 is more than --n 5"),
     (["--out", "run", "--temperature", "0.2,x"], "'x' is not a number from 0 to 100"),
@@ -223,6 +222,14 @@ def test_a_foreign_folder_is_left_alone(capsys, tmp_path):
     (tmp_path / "mine.jsonl").write_text("{}\n")
     assert "it is not known how they were made" in refused(capsys, "humaneval", "--out", tmp_path, *TEN)
     assert os.listdir(tmp_path) in (["mine.jsonl", "lock"], ["lock", "mine.jsonl"])
+
+
+def test_a_run_without_out_is_named_after_what_it_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for quantization in ("none", "int8"):
+        evaluate("--limit", "1", "--n", "1", "--max-new-tokens", "2", "--quantization", quantization)
+    assert sorted(os.listdir()) == ["humaneval-demo", "humaneval-demo-int8"]
+    assert "the samples are in humaneval-demo" in capsys.readouterr().out
 
 
 def test_greedy_takes_one_sample(tmp_path):

@@ -106,8 +106,9 @@ def _add_mtpb(parser: argparse.ArgumentParser) -> None:
 def _add_run(parser: argparse.ArgumentParser, identity: str) -> argparse._ArgumentGroup:
     """What both benchmarks have; returns the group of what completions follow from."""
     add_model(parser, default="demo", text="(default: demo, the small model that is installed with the package)")
-    parser.add_argument("--out", metavar="FOLDER", required=True,
-                        help="folder of the run: made, or gone on with if its settings are the same")
+    parser.add_argument("--out", metavar="FOLDER",
+                        help="folder of the run: made, or gone on with if its settings are the same (default: named "
+                             "after benchmark, model and quantisation)")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--limit", type=integer(1), metavar="N", help="only the first N problems")
     which.add_argument("--only", type=listed(str), metavar="ID,...", help=f"only these problems, by {identity}")

@@ -106,7 +106,15 @@ def _make_run(arguments: argparse.Namespace, settings: dict[str, Any], problems:
                "weights": model_fingerprint(folder), "quantization": arguments.quantization, "kernels": computing}
     about = {"model": arguments.model, "codegen_fast": __version__, "torch": version("torch")}
     paper = paper_model(f"{arguments.model} {config.to_dict().get('_name_or_path', '')}", config)
-    return Run(spec, Path(arguments.out), settings, checked, paper, about)
+    return Run(spec, _folder(arguments), settings, checked, paper, about)
+
+
+def _folder(arguments: argparse.Namespace) -> Path:
+    """humaneval-codegen-350M-mono-int8, in the folder where the command is given, unless --out names one."""
+    if arguments.out is not None:
+        return Path(arguments.out)
+    words = [arguments.eval_command, Path(arguments.model).resolve().name, arguments.quantization]
+    return Path("-".join(word for word in words if word != "none"))
 
 
 def _where(arguments: argparse.Namespace) -> tuple[str, int | None, str]:
