@@ -161,8 +161,8 @@ class CodeGenForCausalLM:
         Knobs are those of transformers, with its defaults and precedence (call, then generation_config, then
         model.generation_config); docs/knobs.md lists every one and what it does here. Ours are
         seed: an int s, which gives prompt i the seed mix_seed(s, i), or one seed per prompt; None draws s from torch's
-        default generator. sample_offset: index of the first sample; row j of prompt i comes again alone with
-        seed=mix_seed(s, i), sample_offset=j.
+        default generator. sample_offset: index of the first sample, an int or one per prompt; row j of prompt i comes
+        again alone with seed=mix_seed(s, i), sample_offset=j.
         stop: "function", "statement", "line", "truncation", or a list of regular expressions (codegen_fast.stops);
         a row leaves the batch when its text is complete. It needs tokenizer=, unless the checkpoint's folder has one.
         return_logprobs: k; the result then has .logprobs, with the log-probability of every token and of the k best.

@@ -19,7 +19,7 @@ import torch
 import codegen_fast
 from checkpoints import make_checkpoint
 from codegen_fast import AutoModelForCausalLM, AutoTokenizer, truncate
-from codegen_fast.cli import arguments, generate, main
+from codegen_fast.cli import arguments, eval_arguments, generate, main
 from codegen_fast.quantization import QUANTIZATIONS
 from tokenizers_small import END_OF_TEXT, build_backend, write_tokenizer
 
@@ -267,7 +267,7 @@ def test_an_empty_prompt_begins_at_the_bos_token(capsys, quick, folder):
 
 
 @pytest.mark.parametrize("words, message", [
-    ([], "no command is given: expected generate, info or bench"),
+    ([], "no command is given: expected generate, info, bench or eval"),
     (["frobnicate"], "invalid choice: 'frobnicate'"),
     (["generate"], "no prompt is given: expected a text, --file PATH, or - for standard input"),
     (["generate", "x", "--file", "y"], "both a prompt and --file are given"),
@@ -452,7 +452,9 @@ def test_bench_needs_room_in_the_context(capsys, tmp_path):
     assert code == 2 and "has a context of 32 tokens; bench needs 36" in err
 
 
-@pytest.mark.parametrize("words", [["--help"], ["generate", "--help"], ["info", "--help"], ["bench", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["generate", "--help"], ["info", "--help"], ["bench", "--help"], ["eval", "--help"],
+                                   *([["eval", name, "--help"] for name in ("humaneval", "mtpb", "perplexity",
+                                                                            "compare")])])
 def test_help_has_examples(capsys, words):
     code, out, err = run(capsys, *words)
     assert (code, err) == (0, "") and "examples:\n  codegen-fast " in out
@@ -461,12 +463,12 @@ def test_help_has_examples(capsys, words):
 def test_every_example_of_the_help_is_a_command_line():
     parser = arguments.build_parser("0")
     examples = [line for text in (arguments._MAIN_EXAMPLES, arguments._GENERATE_EXAMPLES, arguments._INFO_EXAMPLES,
-                                   arguments._BENCH_EXAMPLES)
+                                   arguments._BENCH_EXAMPLES, *eval_arguments.ALL_EXAMPLES)
                 for line in text.splitlines() if line.startswith("  ")]
-    assert len(examples) > 10
+    assert len(examples) > 20
     for example in examples:
         command = example.split("|")[-1]
-        assert parser.parse_args(shlex.split(command)[1:]).command in ("generate", "info", "bench")
+        assert parser.parse_args(shlex.split(command)[1:]).command in ("generate", "info", "bench", "eval")
 
 
 def test_version(capsys):

@@ -211,6 +211,9 @@ EOS = 3
     ({"sample_offset": -1}, ["sample_offset=-1"]),
     ({"sample_offset": 2**31}, ["sample_offset=2147483648"]),
     ({"sample_offset": 1.0}, ["sample_offset=1.0"]),
+    ({"sample_offset": [0, -1]}, ["sample_offset=[0, -1]", "one per prompt"]),
+    ({"sample_offset": [1, 2, 3]}, ["3 values", "(2)"]),
+    ({"sample_offset": [1, 2], "num_beams": 2, "do_sample": True}, ["num_beams=1"]),
 ])
 def test_values_out_of_range(knobs, words):
     with fails(ValueError, *words):
@@ -584,6 +587,7 @@ def test_an_int_seed_gives_each_prompt_its_own():
 def test_seeds_by_prompt_and_an_offset():
     request = call(seed=[4, np.int64(5)], do_sample=True, num_return_sequences=2, sample_offset=7)
     assert request.seeds == [4, 4, 5, 5] and request.sample_indices == [7, 8, 7, 8]
+    assert call(do_sample=True, num_return_sequences=2, sample_offset=[7, 3]).sample_indices == [7, 8, 3, 4]
     assert call(seed=torch.tensor([4, 5]), do_sample=True).seeds == [4, 5]
     assert call(seed=torch.tensor(4), do_sample=True).seeds == call(seed=4, do_sample=True).seeds
 

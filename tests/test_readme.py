@@ -1,6 +1,7 @@
 """The README's Python runs as printed, and its two commands are the ones that CI takes from it."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,17 @@ def test_the_commands_stand_between_the_markers():
         'pip install -c constraints.txt . && codegen-fast generate "def fibonacci(n):"',
         "pip install -c constraints.txt '.[test]' && pytest",
     ]
+
+
+def test_commands_of_the_docs_are_command_lines():
+    """None is run: they name models on the Hub."""
+    from codegen_fast.cli.arguments import build_parser
+
+    text = README + (ROOT / "docs/evaluation.md").read_text()
+    commands = [shlex.split(line, comments=True) for line in re.findall(r"^codegen-fast .*$", text, re.MULTILINE)]
+    assert len(commands) > 12
+    for command in commands:
+        build_parser("0").parse_args(command[1:])
 
 
 def test_links_to_files_lead_somewhere():

@@ -1,7 +1,9 @@
 """The command line, codegen-fast: `main` runs a command and turns everything that goes wrong into one line.
 
-    arguments.py           commands, options, help
-    generate.py, info.py, bench.py   the commands
+    arguments.py, eval_arguments.py  commands, options, help
+    options.py             what those are made of
+    generate.py, info.py, bench.py, eval.py   the commands
+    eval_runs.py, progress.py   runs of HumanEval and MTPB, and how far they are
     stream.py              completions on the terminal as they come
     clock.py, summary.py   how long it took, and the line that says so
     traffic.py             what a token costs in bytes
@@ -68,8 +70,10 @@ def _command(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
         from .info import run
     elif arguments.command == "bench":
         from .bench import run
+    elif arguments.command == "eval":
+        from .eval import run
     else:
-        parser.error("no command is given: expected generate, info or bench")
+        parser.error("no command is given: expected generate, info, bench or eval")
     return run(arguments)
 
 

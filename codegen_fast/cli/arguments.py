@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
-from typing import Callable, NoReturn
+
+from .eval_arguments import EVAL_EXAMPLES, add_eval
+from .options import Parser, add_how_to_run, add_model, expression, integer, make_parser, number
 
 PROGRAM = "codegen-fast"
 # Of a draft, where --prompt-lookup says no number.
@@ -18,6 +19,7 @@ examples:
   codegen-fast generate --model Salesforce/codegen-350M-mono --quantization int8 "# bubble sort in Python"
   codegen-fast info --model Salesforce/codegen-16B-mono
   codegen-fast bench --model Salesforce/codegen-350M-mono --quantization int8
+  codegen-fast eval humaneval --model Salesforce/codegen-350M-mono --preset paper --out run --allow-code-execution
 
 Errors are one line on standard error, with exit code 2."""
 
@@ -71,147 +73,73 @@ examples:
 """
 
 
-class UsageError(ValueError):
-    """A command line that cannot be understood."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        # argparse would print the usage too, and exit.
-        raise UsageError(f"{message} (see {self.prog} --help)")
-
-
 def build_parser(version: str) -> argparse.ArgumentParser:
     """The parser of all commands. parse_args raises UsageError, and SystemExit(0) after --help and --version."""
-    parser = _parser(_Parser, prog=PROGRAM, description="Runs CodeGen models, as fast as the hardware allows.",
+    parser = make_parser(Parser, prog=PROGRAM, description="Runs CodeGen models, as fast as the hardware allows.",
                      epilog=_MAIN_EXAMPLES)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {version}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    _add_generate(_parser(commands.add_parser, "generate", help="continue a prompt", epilog=_GENERATE_EXAMPLES,
+    _add_generate(make_parser(commands.add_parser, "generate", help="continue a prompt", epilog=_GENERATE_EXAMPLES,
                           description="Continues a prompt, and shows the text as it comes."))
-    _add_info(_parser(commands.add_parser, "info", help="this machine, and what a model needs and may reach on it",
+    _add_info(make_parser(commands.add_parser, "info", help="this machine, and what a model needs and may reach on it",
                       description="Shows this machine: processor, instruction set, threads, memory and the bandwidth "
                                   "of its memory (measured), GPUs. With --model also the model: parameters, context, "
                                   "memory by type, and the tokens a second that the bandwidth allows.",
                       epilog=_INFO_EXAMPLES))
-    _add_bench(_parser(commands.add_parser, "bench", help="how fast a model runs here, and what the memory allows",
+    _add_bench(make_parser(commands.add_parser, "bench", help="how fast a model runs here, and what the memory allows",
                        description="Measures a model on this machine: loading, the first token, decoding, a long "
                                    "prompt, and what share of the memory's limit that is.",
                        epilog=_BENCH_EXAMPLES))
+    add_eval(make_parser(commands.add_parser, "eval", help="HumanEval, MTPB, perplexity, and runs against each other",
+                         description="Evaluates a model: samples, runs and scores programs; or how well it predicts "
+                                     "files.",
+                         epilog=EVAL_EXAMPLES))
     return parser
-
-
-def _parser(make: Callable[..., argparse.ArgumentParser], *args: str, **options: str) -> argparse.ArgumentParser:
-    return make(*args, **options, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="?", metavar="PROMPT",
                         help="the text to continue; - reads it from standard input; \"\" starts from nothing")
     parser.add_argument("--file", metavar="PATH", help="read the prompt from a UTF-8 file; - is standard input")
-    _add_model(parser, default="demo", text="(default: demo, the small model that is installed with the package)")
-    model = _add_how_to_run(parser)
+    add_model(parser, default="demo", text="(default: demo, the small model that is installed with the package)")
+    model = add_how_to_run(parser)
     text = parser.add_argument_group("text")
-    text.add_argument("--max-new-tokens", type=_integer(1), metavar="N",
+    text.add_argument("--max-new-tokens", type=integer(1), metavar="N",
                       help="stop after N tokens, or before at the text's end (default: 128, or what the context has "
                            "room for)")
-    text.add_argument("--temperature", type=_number(0, math.inf), metavar="T",
+    text.add_argument("--temperature", type=number(0, math.inf), metavar="T",
                       help="0 takes the most likely token; the higher, the more surprising")
-    text.add_argument("--top-p", type=_number(0, 1), metavar="P",
+    text.add_argument("--top-p", type=number(0, 1), metavar="P",
                       help="sample from the likeliest tokens that have probability P together (default: the model's, "
                            "else 1: all)")
-    text.add_argument("--top-k", type=_integer(0), metavar="K",
+    text.add_argument("--top-k", type=integer(0), metavar="K",
                       help="sample from the K likeliest tokens; 0: from all (default: the model's, else 50)")
-    text.add_argument("--min-p", type=_number(0, 1), metavar="P",
+    text.add_argument("--min-p", type=number(0, 1), metavar="P",
                       help="sample from tokens at least P times as likely as the likeliest (default: the model's, else "
                            "0: all)")
-    text.add_argument("--repetition-penalty", type=_number(0, math.inf, above=True), metavar="R",
+    text.add_argument("--repetition-penalty", type=number(0, math.inf, above=True), metavar="R",
                       help="above 1: tokens that are there already become less likely (default: the model's, else 1)")
-    text.add_argument("--n", type=_integer(1, 4096), default=1, metavar="N",
+    text.add_argument("--n", type=integer(1, 4096), default=1, metavar="N",
                       help="number of samples, or of the best beams (default: 1)")
-    text.add_argument("--seed", type=_integer(0, 2**64 - 1), metavar="S", help="the same seed gives the same samples")
-    text.add_argument("--beams", type=_integer(1), default=1, metavar="N",
+    text.add_argument("--seed", type=integer(0, 2**64 - 1), metavar="S", help="the same seed gives the same samples")
+    text.add_argument("--beams", type=integer(1), default=1, metavar="N",
                       help="look for the most likely text with N beams (default: 1, which is none)")
     stop = text.add_mutually_exclusive_group()
     stop.add_argument("--stop", choices=("function", "statement", "line", "truncation"),
                       help="stop, and cut the text, where the function, statement or line that the prompt is in (else "
                            "the first new one) is over; truncation: where CodeGen's sampling script cuts")
-    stop.add_argument("--stop-regex", type=_expression, action="append", metavar="PATTERN",
+    stop.add_argument("--stop-regex", type=expression, action="append", metavar="PATTERN",
                       help="stop at a match in the completion, and cut it there; Python's syntax, ^ and $ match at "
                            "every line; may be given several times")
-    model.add_argument("--prompt-lookup", type=_integer(1), nargs="?", const=LOOKUP_TOKENS, metavar="N",
+    model.add_argument("--prompt-lookup", type=integer(1), nargs="?", const=LOOKUP_TOKENS, metavar="N",
                        help="draft at most N tokens from the text so far and verify them in one call (N: "
                             f"{LOOKUP_TOKENS} where it is left out; then put the prompt before this option)")
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
-    _add_model(parser, default=None, text="; demo is the small model that is installed with the package")
+    add_model(parser, default=None, text="; demo is the small model that is installed with the package")
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
-    _add_model(parser, default="demo", text="(default: demo, the small model that is installed with the package)")
-    _add_how_to_run(parser)
-
-
-def _add_how_to_run(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Type, device and threads; returns their group."""
-    model = parser.add_argument_group("model")
-    model.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto",
-                       help="type of the weights (default: auto, the checkpoint's)")
-    model.add_argument("--quantization", choices=("none", "int8", "int8-row", "int4", "int4-g64", "int4-g128"),
-                       default="none",
-                       help="int8 takes half the memory of float16, int4 about a third (CPU only; a scale for every 32 "
-                            "columns, or 64 or 128) (default: none)")
-    model.add_argument("--device", default="auto", metavar="DEVICE",
-                       help="cpu, cuda or cuda:1 (default: auto, a GPU where one can be used, else the CPU)")
-    model.add_argument("--threads", type=_integer(1, 256), metavar="N", help="CPU threads (default: torch's)")
-    return model
-
-
-def _add_model(parser: argparse.ArgumentParser, default: str | None, text: str) -> None:
-    parser.add_argument("--model", default=default, metavar="MODEL",
-                        help=f"folder of a checkpoint, or a Hugging Face Hub id {text}".replace(" ;", ";"))
-
-
-def _integer(low: int, high: int | None = None) -> Callable[[str], int]:
-    allowed = f"an integer of {low} or more" if high is None else f"an integer from {low} to {high}"
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}") from None
-        if value < low or (high is not None and value > high):
-            raise argparse.ArgumentTypeError(f"{text} is not {allowed}")
-        return value
-
-    return parse
-
-
-def _number(low: float, high: float, above: bool = False) -> Callable[[str], float]:
-    """above: low itself is not allowed."""
-    if high < math.inf:
-        allowed = f"a number from {low} to {high}"
-    else:
-        allowed = f"a number above {low}" if above else f"a number of {low} or more"
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}") from None
-        if not low <= value <= high or value == math.inf or (above and value == low):  # NaN fails the first
-            raise argparse.ArgumentTypeError(f"{text} is not {allowed}")
-        return value
-
-    return parse
-
-
-def _expression(text: str) -> str:
-    try:
-        matches_nothing = re.search(text, "", re.MULTILINE) is not None
-    except re.error as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
-    if matches_nothing:
-        raise argparse.ArgumentTypeError(f"{text!r} matches an empty text: every sample would end at once")
-    return text
+    add_model(parser, default="demo", text="(default: demo, the small model that is installed with the package)")
+    add_how_to_run(parser)

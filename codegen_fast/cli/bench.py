@@ -17,9 +17,9 @@ from ..generation.streaming import TokenStream
 from ..machine import Machine, read_bandwidth, this_machine
 from ..memory import cache_bytes
 from ..model import CodeGenForCausalLM
-from .arguments import UsageError
 from .figures import cache_size, count, duration, rate, size
 from .models import DEMO, locate, read_config
+from .options import UsageError
 from .output import emit
 from .traffic import weight_bytes
 

@@ -18,9 +18,9 @@ from ..generation.text import pieces
 from ..machine import cache_bytes, read_bandwidth, this_machine
 from ..model import CodeGenForCausalLM
 from ..tokenizer import AutoTokenizer
-from .arguments import UsageError
 from .clock import TimedGeneration
 from .models import DEMO, locate, read_config
+from .options import UsageError
 from .output import emit
 from .stream import beam_pieces, write_sample, write_samples
 from .summary import beams_summary, drafts_summary, summary

@@ -175,7 +175,7 @@ ARGUMENTS: dict[str, Knob] = {knob.name: knob for knob in (
     Knob("session", "done", does="a cache kept across calls, see model.session"),
     Knob("max_batch_size", "done", does="rows that run at once; the result does not depend on it"),
     Knob("seed", "done", does="an int, or one a prompt; the same seed gives the same tokens"),
-    Knob("sample_offset", "done", does="the index of the first sample"),
+    Knob("sample_offset", "done", does="the index of the first sample, or one a prompt"),
 
     Knob("synced_gpus", "hint", does="one process runs the model"),
     Knob("trust_remote_code", "hint", does="no remote code is run"),

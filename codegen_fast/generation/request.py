@@ -170,13 +170,25 @@ def _steps(settings: Settings, columns: int, longest: int, n_positions: int) -> 
 def _row_seeds(arguments: dict[str, Any], num_prompts: int, settings: Settings) -> tuple[list[int], list[int]]:
     """The seed and the sample index of every row of the result."""
     samples = settings.num_return_sequences
-    offset = 0 if arguments.get("sample_offset") is None else as_int(arguments["sample_offset"])
-    if offset is None or not 0 <= offset < 2**31 - samples:
-        raise ValueError(f"sample_offset={arguments['sample_offset']!r} is not allowed: expected an int of 0 or more, "
-                         "the index of the first sample")
+    offsets = _prompt_offsets(arguments.get("sample_offset"), num_prompts, samples)
+    if settings.num_beams > 1 and len(set(offsets)) > 1:
+        raise ValueError("sample_offset holds different values, which goes with num_beams=1 only: pass a single int")
     seeds = _prompt_seeds(arguments.get("seed"), num_prompts, settings.do_sample)
     return ([seed for seed in seeds for _ in range(samples)],
-            [offset + sample for _ in seeds for sample in range(samples)])
+            [offset + sample for offset in offsets for sample in range(samples)])
+
+
+def _prompt_offsets(value: Any, num_prompts: int, samples: int) -> list[int]:
+    """The index of each prompt's first sample. An int stands for all prompts, None for 0."""
+    listed = isinstance(value, Iterable) and not isinstance(value, str) and getattr(value, "ndim", 1) > 0
+    offsets = [as_int(each) for each in value] if listed else [0 if value is None else as_int(value)]
+    if any(offset is None or not 0 <= offset < 2**31 - samples for offset in offsets):
+        raise ValueError(f"sample_offset={value!r} is not allowed: expected an int of 0 or more, the index of the first "
+                         "sample, or one per prompt")
+    if listed and len(offsets) != num_prompts:
+        raise ValueError(f"sample_offset holds {len(offsets)} values, expected one per prompt ({num_prompts}), or a "
+                         "single int")
+    return offsets if listed else offsets * num_prompts
 
 
 def _prompt_seeds(seed: Any, num_prompts: int, do_sample: bool) -> list[int]:

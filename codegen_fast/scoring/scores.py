@@ -68,7 +68,7 @@ def perplexity(decoder: Decoder, text: Any, *, find_tokenizer: Callable[[], Any]
         ids = reader.read(value, name)
         if len(ids) < 2:
             raise ValueError(f"{name} has {len(ids)} tokens: perplexity needs two at least, as the first is not scored")
-        own = _windows(ids, size, step)
+        own = windows(ids, size, step)
         pairs += own
         if not isinstance(value, str):
             num_bytes = None
@@ -144,7 +144,7 @@ def _read_pairs(reader: TokenReader, prompts: Any, completions: Any, single: boo
     return groups, many
 
 
-def _windows(ids: list[int], window: int, stride: int) -> list[Pair]:
+def windows(ids: list[int], window: int, stride: int) -> list[Pair]:
     """Windows that begin every `stride` tokens; each scores the tokens that none before it has seen."""
     pairs = []
     seen = 0

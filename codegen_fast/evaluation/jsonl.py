@@ -1,0 +1,121 @@
+"""Files of JSON lines: read with errors that name the line, and journals that grow while a run goes on."""
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+Record = dict[str, Any]
+
+
+def read_records(path: str | os.PathLike, option: str) -> list[Record]:
+    """The objects of a .jsonl or .jsonl.gz file. option: what names the file to the user, for errors.
+
+    Raises OSError where it cannot be read, ValueError for a line that is no JSON object, and for an empty file.
+    """
+    path = Path(path)
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"{option} {path} cannot be read: {reason}") from None
+    records = [record for _, record in _parsed(data, f"{option} {path}")]
+    if not records:
+        raise ValueError(f"{option} {path} is empty: expected one JSON object a line")
+    return records
+
+
+def require_fields(record: Record, fields: dict[str, type], where: str) -> None:
+    """ValueError that names the first field that is missing or of another type."""
+    for name, kind in fields.items():
+        if name not in record:
+            raise ValueError(f"{where} has no field {name!r}: expected {', '.join(fields)}")
+        if not isinstance(record[name], kind):
+            raise ValueError(f"{where} has {name}={record[name]!r:.60}, expected a {kind.__name__}")
+
+
+class Journal:
+    """A file of JSON lines that grows. A line counts once its line break is written, whatever ends the process.
+
+    What a killed process had begun to write at the end is taken off when the journal is opened again. `settle` puts
+    the lines in order, so that how often a run was stopped, and who wrote what first, does not show in the file.
+    """
+
+    def __init__(self, path: Path, key: Callable[[Record], Any]):
+        """key: identifies a record, and says its place in the settled file.
+
+        Raises ValueError for a line that is no record, OSError where the file cannot be opened.
+        """
+        self.path, self._key = path, key
+        self.records: dict[Any, Record] = {}
+        try:
+            self._file: BinaryIO = open(path, "ab+", buffering=0)
+            self._recover()
+        except OSError as error:
+            raise OSError(f"{path} cannot be opened: {error.strerror or error}") from None
+
+    def _recover(self) -> None:
+        data = self.path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            self._file.truncate(whole)
+        for number, record in _parsed(data[:whole], str(self.path)):
+            try:
+                key = self._key(record)
+            except (KeyError, TypeError):
+                raise ValueError(f"line {number} of {self.path} is no record of such a run: move the file away, or "
+                                 "use another --out") from None
+            self.records.setdefault(key, record)
+
+    def append(self, record: Record) -> bool:
+        """Writes a line at once; False: there is one with its key already, which stays."""
+        key = self._key(record)
+        if key in self.records:
+            return False
+        line = _line(record)
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError("the disk is full")
+        except OSError as error:
+            raise OSError(f"{self.path} cannot be written: {error.strerror or error}; start again to go on from what "
+                          "it holds") from None
+        self.records[key] = record
+        return True
+
+    def settle(self) -> None:
+        """Puts the lines in the order of their keys, each key once; beside the file first, so nothing can be lost."""
+        ordered = b"".join(_line(self.records[key]) for key in sorted(self.records))
+        if ordered == self.path.read_bytes():
+            return
+        beside = self.path.with_name(self.path.name + ".tmp")
+        with open(beside, "wb") as file:
+            file.write(ordered)
+            file.flush()
+            os.fsync(file.fileno())
+        self._file.close()
+        os.replace(beside, self.path)
+        self._file = open(self.path, "ab+", buffering=0)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _parsed(data: bytes, name: str) -> Iterator[tuple[int, Record]]:
+    """(line number, object) of each line that is not blank."""
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, UnicodeDecodeError) as error:
+            raise ValueError(f"line {number} of {name} is no JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise ValueError(f"line {number} of {name} is a {type(record).__name__}, expected a JSON object")
+        yield number, record
+
+
+def _line(record: Record) -> bytes:
+    return (json.dumps(record) + "\n").encode()
