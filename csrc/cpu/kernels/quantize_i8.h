@@ -16,8 +16,8 @@ static inline vreg nearest(vreg y) { return (y + kRounding) - kRounding; }
 // round_half_even(y) in [-127, 127], for |y| below 2^21
 static inline vreg int8_of(vreg y) { return min(max(nearest(y), set1(-127.0f)), set1(127.0f)); }
 
-// A lane is a row, as in quantize_i4().
-static void quantize_i8(int8_t* q, uint16_t* scales, int32_t* sums, const float* w, int64_t n) {
+// A lane is a row, as in quantize_i4(). Codes leave as the products read them: neighbouring columns in a lane's bytes.
+static void quantize_i8(int8_t* quads, uint16_t* scales, int32_t* sums, const float* w, int64_t n) {
   for (int64_t lane = 0; lane < kPanel; lane += kWidth) {
     const float* v = w + lane;
     vreg amax{};
@@ -43,10 +43,14 @@ static void quantize_i8(int8_t* q, uint16_t* scales, int32_t* sums, const float*
       least = better ? error : least;
     }
     ireg sum{};
-    for (int64_t i = 0; i < n; ++i) {
-      const ireg code = __builtin_convertvector(int8_of(load(v + i * kPanel) * inverse_of_best), ireg);
-      store_bytes(q + i * kPanel + lane, code);
-      sum += code;
+    for (int64_t first_column = 0; first_column < n; first_column += kQuad) {
+      ireg quad{};
+      for (int64_t i = first_column; i < n && i < first_column + kQuad; ++i) {
+        const ireg code = __builtin_convertvector(int8_of(load(v + i * kPanel) * inverse_of_best), ireg);
+        quad |= (code & 255) << static_cast<int>(8 * (i - first_column));
+        sum += code;
+      }
+      *reinterpret_cast<vint*>(quads + first_column * kPanel + lane * kQuad) = quad;
     }
     *reinterpret_cast<vint*>(sums + lane) = sum;
     for (int i = 0; i < kWidth; ++i) scales[lane + i] = static_cast<uint16_t>(float_to_bits(best[i]) >> 16);

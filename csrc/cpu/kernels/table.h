@@ -91,8 +91,9 @@ struct Kernels {
   void (*panel_product_i4)(float* c, const QuantizedRows& rows, const uint8_t* panel, int64_t group, int64_t k);
   // One group of a panel, quantised as PackedWeight says: q[n][kPanel] and bfloat16 scales[kPanel] from w[n][kPanel].
   void (*quantize_i4)(int8_t* q, uint16_t* scales, const float* w, int64_t n);
-  // The same for i8 in groups, with sums[kPanel] of the codes.
-  void (*quantize_i8)(int8_t* q, uint16_t* scales, int32_t* sums, const float* w, int64_t n);
+  // The same for i8 in groups: codes in quads, [ceil(n / kQuad)][kPanel][kQuad] with zeros at the end, and their
+  // sums[kPanel].
+  void (*quantize_i8)(int8_t* quads, uint16_t* scales, int32_t* sums, const float* w, int64_t n);
 
   // ---- cache and attention; a page holds, for every head, keys [D][kPage] and values [kPage][D]
   void (*append)(void* page, DType type, const float* key, const float* value, int64_t slot, int64_t first,
