@@ -45,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
         print(tables.markdown(result))
         _draw(result, args.render)
         return 0
+    if args.save and not re.fullmatch(r"[\w.-]+", args.save):
+        raise SystemExit(f"--save {args.save}: expected a name for a file in bench/results, without folders")
     if args.checkpoint is None:
         raise SystemExit("no checkpoint is given: expected a folder, or --render NAME")
     result = measure(args)
@@ -60,10 +62,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Runs all parts that are asked for and gives the result."""
     import torch
 
-    from codegen_fast import ops
     from codegen_fast.memory import available_bytes
+    from codegen_fast.ops import FLOAT_KINDS
+    from codegen_fast.quantization import QUANTIZATIONS
 
-    known = ops.WEIGHT_KINDS
+    known = (*FLOAT_KINDS, *QUANTIZATIONS)
     kinds = args.kinds or [kind for kind in ("float32", "bfloat16", "float16", "int8", "int4") if kind in known]
     unknown = set(kinds) - set(known)
     if unknown:

@@ -42,8 +42,8 @@ def _floats(name: str, module: str, engine: str, needs: tuple[str, ...], kinds: 
 
 
 _OURS = tuple(
-    Entry(f"{OURS} {kind}", "fast", "Fast", kind, kind, bits, bits, None, ("torch",))
-    for kind, bits in (("float32", 32), ("bfloat16", 16), ("float16", 16), ("int8", 8), ("int4", 4.5))
+    Entry(f"{OURS} {kind}", "fast", "Fast", kind, kind.partition("-")[0], bits, bits, None, ("torch",))
+    for kind, bits in (("float32", 32), ("bfloat16", 16), ("float16", 16), ("int8", 8.5), ("int8-row", 8), ("int4", 4.5))
 )
 _TORCH = ("torch", "transformers")
 _OPENVINO = ("torch", "safetensors", "openvino", "openvino_genai")

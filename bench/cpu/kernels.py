@@ -33,9 +33,13 @@ def phases_of(tokens: int) -> tuple[str, ...]:
 
 
 def _rows(model: str, kind: str, token_counts: list[int], seconds: float) -> Iterator[dict[str, Any]]:
+    import torch
+
     from bench import ops as jobs
     from bench.clock import measure
+    from codegen_fast.quantization import QUANTIZATIONS, packed_kinds
 
+    packed = packed_kinds(torch.float32, kind)["w_in"] if kind in QUANTIZATIONS else kind
     dims = next(dims for dims in jobs.cases.MODELS if dims.name == model)
     d, inner = dims.n_embd, dims.inner
     shapes = {
@@ -48,7 +52,7 @@ def _rows(model: str, kind: str, token_counts: list[int], seconds: float) -> Ite
             continue  # it is the other kind's
         for phase in ("decode", "prefill"):
             tokens = [n for n in token_counts if phase in phases_of(n)]
-            for job in make(dims, [kind], [phase], tokens):
+            for job in make(dims, [packed], [phase], tokens):
                 timing = measure(job.calls, seconds=seconds, min_samples=3)
                 yield {
                     "op": op,
