@@ -196,8 +196,8 @@ struct LogitsRules {
      back as c times the weights' sums: halfway between the groups' mean largest and mean smallest values,            \
      c = (sum of largest + sum of smallest) * (0.5 / groups), in float32, groups in their order (after gelu nothing   \
      is below -0.17, and half of the codes would lie idle). Then scales is (T, groups + segments): behind the scales  \
-     stand the offsets; NaN or infinity in a segment makes all of its scales and its offset NaN.                      \
-     Exists so that tests see the quantised activations. */                                                           \
+     stand the offsets; NaN or infinity in a segment makes all of its scales and its offset NaN. Where amax           \
+     overflows, q is 0. Exists so that tests see the quantised activations. */                                        \
   void quantize_activations(TensorView& q, TensorView& scales, const TensorView& x, const PackedWeight& w);           \
                                                                                                                       \
   /* x[t] = wte[ids[t]].  x (T, d) act; ids (T,) i64; wte (V, d) f32, f16 or bf16.                                    \

@@ -20,15 +20,24 @@ using cpu::Kernels;
 // The tests of one table; each counts what it finds wrong in g_failures.
 void test_rows(const Kernels& k);
 void test_conversions(const Kernels& k);
+void test_activations(const Kernels& k);
+void test_weights(const Kernels& k);
 void test_products(const Kernels& k);
+void test_products_i8(const Kernels& k);
+void test_products_i8g(const Kernels& k);
+void test_products_i4(const Kernels& k);
 void test_attention(const Kernels& k);
 // A small model through the ops, on the instruction set in force: a prompt of `prompt` tokens beside one of 5, then
 // three steps of both.
+struct Weights {
+  DType type;
+  int64_t group_cols = 0;  // as in PackedWeight
+};
 struct ModelRun {
   std::vector<float> logits;    // of every prediction
   std::vector<int64_t> tokens;  // sampled from them
 };
-ModelRun run_model(DType weights, DType pages, int64_t prompt);
+ModelRun run_model(Weights weights, DType pages, int64_t prompt);
 
 inline int g_failures = 0;
 inline std::string g_isa;
@@ -42,6 +51,12 @@ inline std::string g_isa;
       std::fputc('\n', stderr);                                                             \
     }                                                                                       \
   } while (0)
+
+// Elements of a row, and rows of a product.
+constexpr int64_t kSizes[] = {1,  2,  3,  4,  5,   7,   8,   9,   15,  16,  17,  31,  32,  33,
+                              47, 63, 64, 65, 100, 127, 129, 255, 256, 257, 511, 770, 1023};
+constexpr int64_t kRows[] = {1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 14, 17, 26, 27, 64};
+constexpr int64_t kPanel = cpu::kPanel;
 
 constexpr double kUnit = 1.0 / (1 << 24);  // half an ulp of 1 in float32: a rounding's relative error
 constexpr float kInf = std::numeric_limits<float>::infinity();

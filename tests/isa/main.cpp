@@ -11,7 +11,8 @@ namespace isa_test {
 namespace {
 
 struct Case {
-  DType weights, pages;
+  Weights weights;
+  DType pages;
   int64_t prompt;
   // How far an instruction set may be from the portable one. Sums are rounded otherwise, which decides now and then how
   // a key or a value is rounded to its page's type; or how an activation is to its int8 code, and then the error is
@@ -19,12 +20,13 @@ struct Case {
   double bound;
 };
 const Case kCases[] = {
-    {DType::f32, DType::f32, 37, 2e-6},
-    {DType::f16, DType::f16, 37, 1.0 / 2048},
-    {DType::bf16, DType::bf16, 37, 1.0 / 256},
-    {DType::i8, DType::f32, 37, 1e-2},
-    {DType::i4, DType::f32, 37, 1e-2},
-    {DType::i8, DType::f16, 260, 1e-2},
+    {{DType::f32}, DType::f32, 37, 2e-6},
+    {{DType::f16}, DType::f16, 37, 1.0 / 2048},
+    {{DType::bf16}, DType::bf16, 37, 1.0 / 256},
+    {{DType::i8}, DType::f32, 37, 1e-2},
+    {{DType::i8, 32}, DType::f32, 37, 1e-2},
+    {{DType::i4, 32}, DType::f32, 37, 1e-2},
+    {{DType::i8}, DType::f16, 260, 1e-2},
 };
 
 const ModelRun& portable_run(const Case& c) {
@@ -33,6 +35,10 @@ const ModelRun& portable_run(const Case& c) {
     if (of == &c) return run;
   cpu::force_isa("portable");
   return runs.emplace_back(&c, run_model(c.weights, c.pages, c.prompt)).second;
+}
+
+std::string text(const Weights& w) {
+  return name_of(w.type) + (w.group_cols ? " in groups of " + std::to_string(w.group_cols) : "");
 }
 
 bool same(const ModelRun& a, const ModelRun& b) {
@@ -51,13 +57,13 @@ void test_model(const std::string& isa) {
       square += std::pow(double{expected.logits[i]}, 2);
     }
     const double relative = std::sqrt(error / square);
-    std::printf("  %-13s model of %s weights, %s pages, prompt of %ld: %.1e from portable\n", isa.c_str(),
-                name_of(c.weights), name_of(c.pages), long(c.prompt), relative);
-    EXPECT(relative <= c.bound, "%s, %s: %g, at most %g", name_of(c.weights), name_of(c.pages), relative, c.bound);
+    std::printf("  %-13s model of weights of %s, pages of %s, prompt of %ld: %.1e from portable\n", isa.c_str(),
+                text(c.weights).c_str(), name_of(c.pages), long(c.prompt), relative);
+    EXPECT(relative <= c.bound, "%s, %s: %g, at most %g", text(c.weights).c_str(), name_of(c.pages), relative, c.bound);
     for (int64_t token : run.tokens) EXPECT(token >= 0 && token < 1001, "token %ld", long(token));
     if (c.prompt > cpu::kSplit) continue;
     cpu::set_num_threads(1);
-    EXPECT(same(run, run_model(c.weights, c.pages, c.prompt)), "%s: other bits on one thread", name_of(c.weights));
+    EXPECT(same(run, run_model(c.weights, c.pages, c.prompt)), "%s: other bits on one thread", text(c.weights).c_str());
     cpu::set_num_threads(2);
   }
 }
@@ -98,7 +104,12 @@ int main(int argc, char** argv) {
       for (Fence side : {Fence::after, Fence::before}) {
         g_fence = side;
         test_rows(k);
+        test_activations(k);
+        test_weights(k);
         test_products(k);
+        test_products_i8(k);
+        test_products_i8g(k);
+        test_products_i4(k);
         test_attention(k);
       }
       test_conversions(k);

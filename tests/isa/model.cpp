@@ -41,11 +41,11 @@ class Memory {
   std::list<Fenced<uint8_t>> buffers_;
 };
 
-PackedWeight packed(Memory& memory, Numbers& numbers, DType type, std::vector<int64_t> sections,
+PackedWeight packed(Memory& memory, Numbers& numbers, Weights weights, std::vector<int64_t> sections,
                     std::vector<int64_t> segments) {
   PackedWeight w;
-  w.dtype = type;
-  w.group_cols = type == DType::i4 ? 32 : 0;
+  w.dtype = weights.type;
+  w.group_cols = weights.group_cols;
   w.num_sections = static_cast<int>(sections.size());
   w.num_segments = static_cast<int>(segments.size());
   std::copy(sections.begin(), sections.end(), w.section_rows);
@@ -83,8 +83,8 @@ struct Model {
   Norm ln_f;
   PackedWeight w_lm;
 
-  Model(DType weights, DType pages, int64_t positions, int64_t num_pages) {
-    const DType stored = weights == DType::i8 || weights == DType::i4 ? DType::f16 : weights;
+  Model(Weights weights, DType pages, int64_t positions, int64_t num_pages) {
+    const DType stored = weights.type == DType::i8 || weights.type == DType::i4 ? DType::f16 : weights.type;
     const Typed embeddings(numbers.floats(kVocab * kD), stored);
     wte = memory.of("wte", stored, {kVocab, kD}, embeddings.bytes);
     // Angles by the multiplication of rotations: no library's sine, so that the bits are the same everywhere.
@@ -169,7 +169,7 @@ struct Model {
 
 }  // namespace
 
-ModelRun run_model(DType weights, DType pages, int64_t prompt) {
+ModelRun run_model(Weights weights, DType pages, int64_t prompt) {
   const int64_t page = cpu::kv_page_size(), longest = prompt + kSteps, columns = (longest + page - 1) / page;
   Model model(weights, pages, longest, kSequences * columns);
   std::vector<int32_t> ids(kSequences * columns);

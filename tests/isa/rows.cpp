@@ -1,11 +1,8 @@
-// The kernels over one row, and the conversions of types.
+// The kernels over one row of floats, and the conversions of types.
 #include "checks.h"
 
 namespace isa_test {
 namespace {
-
-const int64_t kSizes[] = {1,  2,  3,  4,  5,   7,   8,   9,   15,  16,  17,  31,  32,  33,
-                          47, 63, 64, 65, 100, 127, 129, 255, 256, 257, 511, 770, 1023};
 
 void layer_norm(const Kernels& k) {
   Numbers numbers(1);
@@ -41,50 +38,6 @@ void layer_norm(const Kernels& k) {
     k.layer_norm(out, x, w, b, 1e-5f, 77);
     for (int64_t i = 0; i < 77; ++i) EXPECT(std::isnan(out[i]), "i %ld: %g", long(i), out[i]);
   }
-}
-
-// The codes are integers and every float of the formula is rounded once: nothing may differ.
-void quantize(const Kernels& k) {
-  Numbers numbers(2);
-  for (int64_t n : kSizes)
-    for (int kind = 0; kind < 7; ++kind) {
-      std::vector<float> values = numbers.floats(n, -3, 3);
-      const int64_t at = numbers.below(n);
-      if (kind == 1) values[at] = kNan;
-      if (kind == 2) values[at] = -kInf;
-      if (kind == 3) for (float& v : values) v *= 1e-38f;
-      if (kind == 4) for (float& v : values) v = 0.0f;
-      if (kind == 5) for (float& v : values) v = std::nearbyint(v * 8) / 2;  // many ties
-      if (kind == 6) for (float& v : values) v *= 1e38f;
-      const Fenced<float> x(values);
-      const int64_t groups = (n + cpu::kGroup - 1) / cpu::kGroup, parts = cpu::kGroup / cpu::kSumColumns;
-      const int64_t padded = (n + cpu::kQuad - 1) / cpu::kQuad * cpu::kQuad;
-      Fenced<int8_t> q(padded);
-      Fenced<float> scales(groups);
-      Fenced<int32_t> sums(groups * parts);
-      k.quantize(q, scales, sums, x, n);
-      for (int64_t g = 0; g < groups; ++g) {
-        const int64_t first = g * cpu::kGroup, end = std::min(n, first + cpu::kGroup);
-        float amax = 0;
-        bool finite = true;
-        for (int64_t i = first; i < end; ++i) {
-          amax = std::max(amax, std::fabs(x[i]));
-          finite = finite && std::isfinite(x[i]);
-        }
-        const float inverse = amax > 0 ? 127.0f / amax : 0.0f;
-        EXPECT(same_bits(scales[g], finite ? amax / 127.0f : kNan), "n %ld, kind %d: scale %g", long(n), kind, scales[g]);
-        for (int64_t part = 0; part < parts; ++part) {
-          int32_t sum = 0;
-          for (int64_t i = first + part * cpu::kSumColumns; i < std::min(end, first + (part + 1) * cpu::kSumColumns); ++i) {
-            const float code = finite && std::isfinite(inverse) ? std::nearbyint(x[i] * inverse) : 0.0f;
-            EXPECT(q[i] == code, "n %ld, kind %d, i %ld: %d, expected %g", long(n), kind, long(i), q[i], code);
-            sum += q[i];
-          }
-          EXPECT(sums[g * parts + part] == sum, "n %ld, kind %d: sum %d", long(n), kind, sums[g * parts + part]);
-        }
-      }
-      for (int64_t i = n; i < padded; ++i) EXPECT(q[i] == 0, "n %ld: padding %d", long(n), q[i]);
-    }
 }
 
 void functions(const Kernels& k) {
@@ -190,7 +143,6 @@ void searches(const Kernels& k) {
 
 void test_rows(const Kernels& k) {
   layer_norm(k);
-  quantize(k);
   functions(k);
   searches(k);
 }

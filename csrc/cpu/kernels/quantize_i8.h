@@ -131,7 +131,7 @@ static void quantize_fine(int8_t* q, float* scales, int32_t* sums, float* offset
     const int64_t count = count_of(g);
     scales[g] = amax / 127.0f;
     int32_t total = 0;
-    if (!(inverse <= kLargestFloat)) {  // as good as zero
+    if (!(inverse > 0.0f && inverse <= kLargestFloat)) {  // as good as zero, or x - middle is too large for a float
       std::memset(to, 0, count);
     } else {
       const float* v = x + g * kFineGroup;
