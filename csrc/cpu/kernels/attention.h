@@ -44,10 +44,11 @@ constexpr int kSums = 8;
 #endif
 
 // A single query reads its keys and values once, from memory, in pieces too short for the hardware's prefetcher. The
-// next head's stand behind this one's.
+// next head's stand behind this one's. Into the second cache, as prefetch_weights(): 31 GB/s, into the first 27, where a
+// sum reads 34.
 template <class T>
 static inline void prefetch_next_head(const T* at, int64_t head_dim) {
-  __builtin_prefetch(at + 2 * kPage * head_dim);
+  prefetch_weights(at + 2 * kPage * head_dim);
 }
 
 // Scores of the kPage keys of each of `Pages` pages for each of `Queries` queries, whose rows of scores lie kSplit
