@@ -98,7 +98,8 @@ def test_workers_that_keep_dying_are_an_error(workers, monkeypatch):
 
 def test_a_cluster_that_cannot_be_reached(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(ray, "init", lambda **options: (_ for _ in ()).throw(ConnectionError("nobody answers")))
-    assert main(["eval", "humaneval", "--out", str(tmp_path), "--ray", "127.0.0.1:1", "--limit", "1"]) == 2
+    assert main(["eval", "humaneval", "--out", str(tmp_path), "--ray", "127.0.0.1:1", "--device", "cpu",
+                 "--limit", "1"]) == 2
     err = capsys.readouterr().err
     assert "--ray 127.0.0.1:1: the cluster cannot be reached: nobody answers" in err and err.count("\n") == 1
 

@@ -17,7 +17,7 @@ import torch
 
 from .. import __version__
 from ..evaluation import settings as settings_of
-from ..evaluation.comparison import compare, read_summary
+from ..evaluation.comparison import compare, require_comparable
 from ..evaluation.jsonl import Record
 from ..evaluation.paper import paper_model
 from ..evaluation.run import Run, Workers
@@ -28,11 +28,10 @@ from ..loading import choose_device
 from ..weights.hub import resolve
 from .arguments import PROGRAM
 from .models import locate, read_config
-from .options import UsageError
+from .options import QUANTIZATIONS, UsageError
 from .output import emit
 from .progress import Bar
 
-_QUANTIZATIONS = ("none", "int8", "int8-row", "int4", "int4-g64", "int4-g128")
 # Modules that programs of MTPB are asked to use, and the packages they come with.
 _MTPB_MODULES = {"pandas": "pandas", "sklearn": "scikit-learn"}
 
@@ -52,8 +51,11 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
                          "--allow-code-execution as well")
     if arguments.workers is not None and arguments.ray is None:
         raise UsageError("--workers goes with --ray: in one process all samples of a problem share its prompt's cache")
-    if arguments.compare is not None and arguments.compare not in _QUANTIZATIONS:
-        read_summary(arguments.compare)  # before days of sampling
+    if arguments.compare == arguments.quantization:
+        raise UsageError(f"--compare {arguments.compare} is what this run has: name another quantisation or a folder")
+    if arguments.compare is not None and arguments.compare not in QUANTIZATIONS:  # before days of sampling
+        require_comparable(_folder(arguments), benchmark, [problem[BENCHMARKS[benchmark].ID] for problem in problems],
+                           arguments.compare)
     make_executor = _executor(arguments) if arguments.allow_code_execution else None
     if benchmark == "mtpb" and make_executor is not None:
         _warn_of_missing_modules(problems)
@@ -124,6 +126,9 @@ def _where(arguments: argparse.Namespace) -> tuple[str, int | None, str]:
     if arguments.device.startswith("cuda:"):
         raise UsageError(f"--device {arguments.device} does not go with --ray: Ray chooses which GPU a worker gets; "
                          "use --device cuda")
+    if arguments.ray != "local" and arguments.device == "auto":
+        raise UsageError(f"--ray {arguments.ray}: say what its workers shall compute on, --device cpu or --device cuda; "
+                         "which GPUs they have is not known here")
     if arguments.ray != "local":
         return arguments.device, arguments.threads, f"Ray, {arguments.device}"
     device = choose_device(arguments.device, None)
@@ -168,9 +173,10 @@ def _warn_of_missing_modules(problems: list[Record]) -> None:
 
 def _compare(arguments: argparse.Namespace, run: Run, make_executor: Any) -> None:
     other = arguments.compare
-    if other in _QUANTIZATIONS:
+    if other in QUANTIZATIONS:
         spec = replace(run.spec, quantization=None if other == "none" else other)
-        second = replace(run, spec=spec, folder=run.folder.with_name(f"{run.folder.name}-{other}"),
+        named = run.folder if run.folder.name not in ("", "..") else run.folder.resolve()
+        second = replace(run, spec=spec, folder=named.with_name(f"{named.name}-{other}"),
                          checked={**run.checked, "quantization": other})
         second.do(Bar(), _workers(arguments), make_executor)
         other = str(second.folder)
