@@ -220,6 +220,21 @@ def test_wrong_options(capsys, tmp_path, monkeypatch, argv, words):
     assert not (tmp_path / "run").exists()
 
 
+def test_where_no_program_may_run_nothing_is_sampled(capsys, tmp_path, monkeypatch):
+    from codegen_fast.execution import isolation
+    from codegen_fast.execution.worker import SandboxRefused
+
+    def refuse(level, preload):
+        raise SandboxRefused("not on this machine")
+
+    monkeypatch.setattr(isolation, "Worker", refuse)
+    isolation.best_isolation.cache_clear()
+    assert "--allow-code-execution: generated programs cannot be run safely here" in refused(
+        capsys, "humaneval", "--out", tmp_path / "run", *TEN, "--allow-code-execution")
+    assert not (tmp_path / "run").exists()
+    isolation.best_isolation.cache_clear()
+
+
 def test_no_command(capsys):
     assert "expected humaneval, mtpb, perplexity or compare" in refused(capsys)
 

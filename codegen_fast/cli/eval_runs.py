@@ -152,6 +152,13 @@ def _this_process(spec: SamplerSpec) -> Iterator[Workers]:
 
 def _executor(arguments: argparse.Namespace) -> Callable[[], AbstractContextManager[Any]]:
     from ..execution import Executor, describe_isolation
+    from ..execution.isolation import best_isolation
+    from ..execution.worker import SandboxRefused
+
+    try:
+        best_isolation()
+    except SandboxRefused as error:  # before days of sampling
+        raise OSError(f"--allow-code-execution: {error}") from None
 
     def make() -> AbstractContextManager[Any]:
         for sentence in describe_isolation():
