@@ -45,8 +45,8 @@ def test_one_of_two_workers_dies_and_nothing_is_lost(workers):
     for record in workers.run(UNITS):
         records.append(record)
         if len(records) == 1:
-            assert len(workers.pids) == 2 and os.getpid() not in workers.pids.values()
-            os.kill(next(iter(workers.pids.values())), signal.SIGKILL)
+            assert os.getpid() not in workers.pids.values()
+            os.kill(next(iter(workers.pids.values())), signal.SIGKILL)  # it has been given its next unit
     assert len(records) == 6 * 70
     assert in_order(records) == in_order(SPEC.build().run(UNITS))
 
@@ -87,13 +87,12 @@ def test_what_a_sampler_raises_comes_out(workers):
 def test_workers_that_keep_dying_are_an_error(workers, monkeypatch):
     workers.use(SPEC)
     monkeypatch.setattr(workers, "_replacements", 0)
-    records = workers.run(UNITS[:1])
-    next(records)
+    killed = set()
     with pytest.raises(OSError, match="workers keep dying"):
-        while True:
-            for pid in workers.pids.values():
+        for _ in workers.run(UNITS):
+            for pid in set(workers.pids.values()) - killed:
                 os.kill(pid, signal.SIGKILL)
-            next(records)
+                killed.add(pid)
 
 
 def test_a_cluster_that_cannot_be_reached(capsys, tmp_path, monkeypatch):
@@ -109,7 +108,7 @@ def test_the_command_writes_what_one_process_writes(tmp_path, without_gpus):
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in PROBLEMS))
     options = ["eval", "humaneval", "--data", str(tmp_path / "data.jsonl"), "--n", "3", "--max-new-tokens", "16"]
     subprocess.run([sys.executable, "-m", "codegen_fast", *options, "--out", str(tmp_path / "ray"), "--ray", "local",
-                    "--workers", "2", "--threads", "1"], env=without_gpus, check=True, timeout=120)
+                    "--workers", "2", "--threads", "1"], env=without_gpus, check=True, timeout=300)
     assert main([*options, "--out", str(tmp_path / "here")]) == 0
     assert (tmp_path / "ray" / "samples-t0.2.jsonl").read_bytes() == \
         (tmp_path / "here" / "samples-t0.2.jsonl").read_bytes()
