@@ -189,9 +189,9 @@ def test_output_is_cut_at_its_limit_and_bad_bytes_are_replaced():
 
 
 def test_time_counts_on_the_wall_and_a_call_may_set_its_own(executor):
-    outcome = executor.run("print('begun', flush=True)\nwhile True: pass", seconds=0.3)
+    outcome = executor.run("print('begun', flush=True)\nwhile True: pass", seconds=0.75)
     assert (outcome.status, outcome.exit_code, outcome.stdout) == ("timed out", -9, "begun\n")
-    assert outcome.detail == "killed after 0.3 s" and 0.3 <= outcome.seconds < 5
+    assert outcome.detail == "killed after 0.75 s" and 0.75 <= outcome.seconds < 10
     assert not outcome.reached_end
 
 
@@ -231,9 +231,9 @@ def test_workers_work_side_by_side():
     with Executor(4) as executor:
         executor.run("")
         begin = time.monotonic()
-        futures = [executor.submit("import time; time.sleep(1.5)") for _ in range(4)]
+        futures = [executor.submit("import time; time.sleep(2)") for _ in range(4)]
         assert [future.result().status for future in futures] == ["finished"] * 4
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 7.5  # one after another they take 8
 
 
 def test_closing_kills_what_runs_and_cancels_what_waits(canaries):
@@ -243,7 +243,7 @@ def test_closing_kills_what_runs_and_cancels_what_waits(canaries):
     assert until(canaries.left)
     begin = time.monotonic()
     executor.close()
-    assert time.monotonic() - begin < 5 and canaries.left() == []
+    assert time.monotonic() - begin < 20 and canaries.left() == []
     assert running.result(0).status == "failed" and "closed" in running.result(0).detail
     with pytest.raises(CancelledError):
         waiting.result(0)
