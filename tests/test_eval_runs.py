@@ -232,7 +232,6 @@ def test_where_no_program_may_run_nothing_is_sampled(capsys, tmp_path, monkeypat
     assert "--allow-code-execution: generated programs cannot be run safely here" in refused(
         capsys, "humaneval", "--out", tmp_path / "run", *TEN, "--allow-code-execution")
     assert not (tmp_path / "run").exists()
-    isolation.best_isolation.cache_clear()
 
 
 def test_no_command(capsys):
