@@ -5,6 +5,7 @@ The cluster is started once for all tests here, since that takes seconds.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,11 +105,14 @@ def test_a_cluster_that_cannot_be_reached(capsys, tmp_path, monkeypatch):
 
 
 def test_the_command_writes_what_one_process_writes(tmp_path, without_gpus):
-    """In a process of its own, with a cluster of its own."""
+    """In a process of its own, with a cluster of its own; from a folder with something of the package's name in it."""
+    (tmp_path / "codegen_fast").mkdir()
+    (tmp_path / "codegen_fast" / "__init__.py").write_text("raise ImportError('another package')")
+    shutil.copytree(demo_model_path(), tmp_path / "model")
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in PROBLEMS))
     options = ["eval", "humaneval", "--data", str(tmp_path / "data.jsonl"), "--n", "3", "--max-new-tokens", "16"]
-    subprocess.run([sys.executable, "-m", "codegen_fast", *options, "--out", str(tmp_path / "ray"), "--ray", "local",
-                    "--workers", "2", "--threads", "1"], env=without_gpus, check=True, timeout=300)
+    subprocess.run([sys.executable, "-m", "codegen_fast", *options, "--model", "./model", "--out", "ray", "--ray", "local",
+                    "--workers", "2", "--threads", "1"], env=without_gpus, cwd=tmp_path, check=True, timeout=300)
     assert main([*options, "--out", str(tmp_path / "here")]) == 0
     assert (tmp_path / "ray" / "samples-t0.2.jsonl").read_bytes() == \
         (tmp_path / "here" / "samples-t0.2.jsonl").read_bytes()

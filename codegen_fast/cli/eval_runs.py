@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -42,13 +43,13 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
     settings = _settings(benchmark, arguments)
     problems = _chosen(BENCHMARKS[benchmark].read_problems(arguments.data), BENCHMARKS[benchmark].ID, arguments)
     plot = getattr(arguments, "plot", None)
+    if (arguments.compare is not None or plot is not None) and not arguments.allow_code_execution:
+        raise UsageError(f"{'--compare' if plot is None else '--plot'} needs the programs' verdicts: give "
+                         "--allow-code-execution as well")
     if plot is not None:
         from ..evaluation.plot import require_drawable
 
         require_drawable(plot)
-    if (arguments.compare is not None or plot is not None) and not arguments.allow_code_execution:
-        raise UsageError(f"{'--compare' if plot is None else '--plot'} needs the programs' verdicts: give "
-                         "--allow-code-execution as well")
     if arguments.workers is not None and arguments.ray is None:
         raise UsageError("--workers goes with --ray: in one process all samples of a problem share its prompt's cache")
     if arguments.compare == arguments.quantization:
@@ -101,7 +102,7 @@ def _make_run(arguments: argparse.Namespace, settings: dict[str, Any], problems:
     if arguments.ray is None:
         folder = resolve(location)  # the weights too
     device, threads, computing = _where(arguments)
-    spec = SamplerSpec(model=str(location), dtype=arguments.dtype,
+    spec = SamplerSpec(model=os.path.abspath(location) if Path(location).is_dir() else str(location), dtype=arguments.dtype,
                        quantization=None if arguments.quantization == "none" else arguments.quantization,
                        device=device, threads=threads, settings=settings, problems=problems)
     checked = {"problems": f"{len(problems)}, {data_fingerprint(problems)}", "dtype": arguments.dtype,
