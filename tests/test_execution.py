@@ -189,9 +189,9 @@ def test_output_is_cut_at_its_limit_and_bad_bytes_are_replaced():
 
 
 def test_time_counts_on_the_wall_and_a_call_may_set_its_own(executor):
-    outcome = executor.run("print('begun', flush=True)\nwhile True: pass", seconds=0.3)
+    outcome = executor.run("print('begun', flush=True)\nwhile True: pass", seconds=0.75)
     assert (outcome.status, outcome.exit_code, outcome.stdout) == ("timed out", -9, "begun\n")
-    assert outcome.detail == "killed after 0.3 s" and 0.3 <= outcome.seconds < 5
+    assert outcome.detail == "killed after 0.75 s" and 0.75 <= outcome.seconds < 10
     assert not outcome.reached_end
 
 
@@ -231,9 +231,9 @@ def test_workers_work_side_by_side():
     with Executor(4) as executor:
         executor.run("")
         begin = time.monotonic()
-        futures = [executor.submit("import time; time.sleep(1.5)") for _ in range(4)]
+        futures = [executor.submit("import time; time.sleep(2)") for _ in range(4)]
         assert [future.result().status for future in futures] == ["finished"] * 4
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 7.5  # one after another they take 8
 
 
 def test_closing_kills_what_runs_and_cancels_what_waits(canaries):
@@ -243,7 +243,7 @@ def test_closing_kills_what_runs_and_cancels_what_waits(canaries):
     assert until(canaries.left)
     begin = time.monotonic()
     executor.close()
-    assert time.monotonic() - begin < 5 and canaries.left() == []
+    assert time.monotonic() - begin < 20 and canaries.left() == []
     assert running.result(0).status == "failed" and "closed" in running.result(0).detail
     with pytest.raises(CancelledError):
         waiting.result(0)
@@ -287,13 +287,23 @@ with executor:
         parent.stderr.close()
 
 
-def test_a_sandbox_that_is_lost_costs_its_program_only():
-    """The worker's process is killed from outside, as the system does when memory runs out."""
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_sandbox_that_is_lost(canaries, times):
+    """The worker's process is killed from outside, as the system does when memory runs out: that is nobody's failure.
+
+    The program is run again; one that loses two sandboxes has failed. The next program has a new one.
+    """
     with Executor(1) as executor:
-        running = executor.submit("import time; time.sleep(60)", seconds=60)
-        assert until(lambda: executor._busy)
-        os.kill(next(iter(executor._busy))._process.pid, signal.SIGKILL)
-        assert running.result(20).status == "failed" and "its sandbox was lost" in running.result().detail
+        running = executor.submit(canaries.mark + "import time; time.sleep(1); print('end')", seconds=60)
+        for _ in range(times):
+            assert until(canaries.left)
+            os.kill(next(iter(executor._busy))._process.pid, signal.SIGKILL)
+            assert until(lambda: not canaries.left())
+        outcome = running.result(20)
+        if times == 1:
+            assert (outcome.status, outcome.stdout) == ("finished", "end\n")
+        else:
+            assert outcome.status == "failed" and "its sandbox was lost" in outcome.detail
         assert executor.run("print('again')").stdout == "again\n"
 
 

@@ -229,11 +229,11 @@ if os.fork() == 0:
     os._exit(0)
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(20)  # {canaries.token}"])
 subprocess.Popen(["sh", "-c", "trap '' TERM HUP; sleep 20; : {canaries.token}"], stdout=subprocess.DEVNULL)
-time.sleep(0.2)
+time.sleep(1)
 print("left")
 """)
     assert outcome.stdout == "left\n" and outcome.status == "finished"
-    assert outcome.seconds < 5, "daemons are not waited for"
+    assert outcome.seconds < 15, "daemons are not waited for"
     assert max(counts) >= 4, "they have been there"
 
 
@@ -273,7 +273,7 @@ for number in set(signal.Signals) - {9, 19}:
 time.sleep(20)
 """, seconds=0.5)  # fmt: skip
     assert outcome.status == "timed out" and outcome.exit_code == -9 and outcome.detail == "killed after 0.5 s"
-    assert 0.5 <= outcome.seconds < 5
+    assert 0.5 <= outcome.seconds < 10
 
 
 def test_a_stopped_program_is_killed(attack):
@@ -303,17 +303,17 @@ def test_a_huge_allocation_fails(attack):
 
 
 def test_memory_is_counted_over_all_processes(attack):
-    """Eight processes with 100 MB each against a limit of 512 MiB, for two seconds at most."""
+    """Eight processes with 100 MB each against a limit of 512 MiB, for six seconds at most."""
     outcome = attack("""
 import os, time
 for _ in range(8):
     if os.fork() == 0:
         try:
             block = bytearray(os.urandom(1 << 20) * 100)
-            time.sleep(2)
+            time.sleep(6)
         finally:
             os._exit(0)
-time.sleep(2)
+time.sleep(6)
 """)
     assert outcome.status == "failed" and outcome.detail == "memory limit of 0.5 GB over all its processes"
 

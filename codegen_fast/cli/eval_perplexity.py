@@ -7,8 +7,9 @@ import argparse
 import torch
 
 from ..auto import AutoModelForCausalLM
-from ..evaluation.perplexity import divergence, of_files, read_text
+from ..evaluation.perplexity import Divergence, divergence, of_files, read_text
 from ..evaluation.tables import divergence_table, perplexity_table
+from ..scoring import Perplexity
 from ..tokenizer import AutoTokenizer
 from .models import locate, read_config
 from .options import UsageError
@@ -35,14 +36,15 @@ def run_perplexity(arguments: argparse.Namespace) -> int:
     model = load(None if arguments.quantization == "none" else arguments.quantization)
     each, total = of_files(model, tokenizer, texts, arguments.window, arguments.stride)
     emit(perplexity_table(arguments.files, each, total))
-    rows = []
-    for quantization in arguments.against:
-        other = load(quantization)
+    ids = [tokenizer(text)["input_ids"] for text in texts]
+
+    def against(quantization: str) -> tuple[str, Perplexity, Divergence]:
+        other = load(quantization)  # gone when this returns: two models are held at once, never three
         own = of_files(other, tokenizer, texts, arguments.window, arguments.stride)[1]
-        ids = [tokenizer(text)["input_ids"] for text in texts]
-        rows.append((quantization, own, divergence(model, other, ids, arguments.window, arguments.stride)))
-    if rows:
-        emit("\n" + divergence_table(total, rows))
+        return quantization, own, divergence(model, other, ids, arguments.window, arguments.stride)
+
+    if arguments.against:
+        emit("\n" + divergence_table(total, [against(quantization) for quantization in arguments.against]))
     return 0
 
 

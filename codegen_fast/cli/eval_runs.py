@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import torch
 
 from .. import __version__
 from ..evaluation import settings as settings_of
-from ..evaluation.comparison import compare, read_summary
+from ..evaluation.comparison import compare, require_comparable
 from ..evaluation.jsonl import Record
 from ..evaluation.paper import paper_model
 from ..evaluation.run import Run, Workers
@@ -28,11 +29,10 @@ from ..loading import choose_device
 from ..weights.hub import resolve
 from .arguments import PROGRAM
 from .models import locate, read_config
-from .options import UsageError
+from .options import QUANTIZATIONS, UsageError
 from .output import emit
 from .progress import Bar
 
-_QUANTIZATIONS = ("none", "int8", "int8-row", "int4", "int4-g64", "int4-g128")
 # Modules that programs of MTPB are asked to use, and the packages they come with.
 _MTPB_MODULES = {"pandas": "pandas", "sklearn": "scikit-learn"}
 
@@ -43,17 +43,20 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
     settings = _settings(benchmark, arguments)
     problems = _chosen(BENCHMARKS[benchmark].read_problems(arguments.data), BENCHMARKS[benchmark].ID, arguments)
     plot = getattr(arguments, "plot", None)
+    if (arguments.compare is not None or plot is not None) and not arguments.allow_code_execution:
+        raise UsageError(f"{'--compare' if plot is None else '--plot'} needs the programs' verdicts: give "
+                         "--allow-code-execution as well")
     if plot is not None:
         from ..evaluation.plot import require_drawable
 
         require_drawable(plot)
-    if (arguments.compare is not None or plot is not None) and not arguments.allow_code_execution:
-        raise UsageError(f"{'--compare' if plot is None else '--plot'} needs the programs' verdicts: give "
-                         "--allow-code-execution as well")
     if arguments.workers is not None and arguments.ray is None:
         raise UsageError("--workers goes with --ray: in one process all samples of a problem share its prompt's cache")
-    if arguments.compare is not None and arguments.compare not in _QUANTIZATIONS:
-        read_summary(arguments.compare)  # before days of sampling
+    if arguments.compare == arguments.quantization:
+        raise UsageError(f"--compare {arguments.compare} is what this run has: name another quantisation or a folder")
+    if arguments.compare is not None and arguments.compare not in QUANTIZATIONS:  # before days of sampling
+        require_comparable(_folder(arguments), benchmark, [problem[BENCHMARKS[benchmark].ID] for problem in problems],
+                           arguments.compare)
     make_executor = _executor(arguments) if arguments.allow_code_execution else None
     if benchmark == "mtpb" and make_executor is not None:
         _warn_of_missing_modules(problems)
@@ -99,7 +102,7 @@ def _make_run(arguments: argparse.Namespace, settings: dict[str, Any], problems:
     if arguments.ray is None:
         folder = resolve(location)  # the weights too
     device, threads, computing = _where(arguments)
-    spec = SamplerSpec(model=str(location), dtype=arguments.dtype,
+    spec = SamplerSpec(model=os.path.abspath(location) if Path(location).is_dir() else str(location), dtype=arguments.dtype,
                        quantization=None if arguments.quantization == "none" else arguments.quantization,
                        device=device, threads=threads, settings=settings, problems=problems)
     checked = {"problems": f"{len(problems)}, {data_fingerprint(problems)}", "dtype": arguments.dtype,
@@ -124,6 +127,9 @@ def _where(arguments: argparse.Namespace) -> tuple[str, int | None, str]:
     if arguments.device.startswith("cuda:"):
         raise UsageError(f"--device {arguments.device} does not go with --ray: Ray chooses which GPU a worker gets; "
                          "use --device cuda")
+    if arguments.ray != "local" and arguments.device == "auto":
+        raise UsageError(f"--ray {arguments.ray}: say what its workers shall compute on, --device cpu or --device cuda; "
+                         "which GPUs they have is not known here")
     if arguments.ray != "local":
         return arguments.device, arguments.threads, f"Ray, {arguments.device}"
     device = choose_device(arguments.device, None)
@@ -147,6 +153,13 @@ def _this_process(spec: SamplerSpec) -> Iterator[Workers]:
 
 def _executor(arguments: argparse.Namespace) -> Callable[[], AbstractContextManager[Any]]:
     from ..execution import Executor, describe_isolation
+    from ..execution.isolation import best_isolation
+    from ..execution.worker import SandboxRefused
+
+    try:
+        best_isolation()
+    except SandboxRefused as error:  # before days of sampling
+        raise OSError(f"--allow-code-execution: {error}") from None
 
     def make() -> AbstractContextManager[Any]:
         for sentence in describe_isolation():
@@ -168,9 +181,10 @@ def _warn_of_missing_modules(problems: list[Record]) -> None:
 
 def _compare(arguments: argparse.Namespace, run: Run, make_executor: Any) -> None:
     other = arguments.compare
-    if other in _QUANTIZATIONS:
+    if other in QUANTIZATIONS:
         spec = replace(run.spec, quantization=None if other == "none" else other)
-        second = replace(run, spec=spec, folder=run.folder.with_name(f"{run.folder.name}-{other}"),
+        named = run.folder if run.folder.name not in ("", "..") else run.folder.resolve()
+        second = replace(run, spec=spec, folder=named.with_name(f"{named.name}-{other}"),
                          checked={**run.checked, "quantization": other})
         second.do(Bar(), _workers(arguments), make_executor)
         other = str(second.folder)

@@ -9,6 +9,10 @@ import re
 from typing import Callable, NoReturn
 
 
+# As codegen_fast.quantization has them; not imported from there, since that takes torch.
+QUANTIZATIONS = ("none", "int8", "int8-row", "int4", "int4-g64", "int4-g128")
+
+
 class UsageError(ValueError):
     """A command line that cannot be understood."""
 
@@ -28,8 +32,7 @@ def add_how_to_run(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     model = parser.add_argument_group("model")
     model.add_argument("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto",
                        help="type of the weights (default: auto, the checkpoint's)")
-    model.add_argument("--quantization", choices=("none", "int8", "int8-row", "int4", "int4-g64", "int4-g128"),
-                       default="none",
+    model.add_argument("--quantization", choices=QUANTIZATIONS, default="none",
                        help="int8 takes half the memory of float16, int4 about a third (CPU only; a scale for every 32 "
                             "columns, or 64 or 128) (default: none)")
     model.add_argument("--device", default="auto", metavar="DEVICE",

@@ -37,20 +37,33 @@ def compare(first: str | os.PathLike, second: str | os.PathLike, ks: Iterable[in
 
     Raises OSError where a folder holds no judged run, ValueError where runs are of different benchmarks or problems.
     """
-    settings = [read_settings(folder) for folder in (first, second)]
+    benchmark = read_settings(first)["benchmark"]
     summaries = [read_summary(folder) for folder in (first, second)]
-    names = [own["benchmark"] for own in settings]
-    if names[0] != names[1]:
-        raise ValueError(f"{first} is a run of {names[0]} and {second} one of {names[1]}: only runs of the same "
-                         "benchmark can be compared")
-    problems = [list(next(iter(summary["counts"].values()))) for summary in summaries]
-    if set(problems[0]) != set(problems[1]):
-        odd = sorted(set(problems[0]) ^ set(problems[1]))[0]
-        raise ValueError(f"{first} and {second} are of different problems: {odd} is in one of them only")
-    if names[0] == "mtpb":
-        return [_difference("pass rate", *(_best(summary, None, problems[0]) for summary in summaries))]
+    problems = _problems(summaries[0])
+    require_comparable(first, benchmark, problems, second)
+    if benchmark == "mtpb":
+        return [_difference("pass rate", *(_best(summary, None, problems) for summary in summaries))]
     wanted = list(ks) or [k for k in map(int, summaries[0]["pass_at_k"]) if str(k) in summaries[1]["pass_at_k"]]
-    return [_difference(f"pass@{k}", *(_best(summary, k, problems[0]) for summary in summaries)) for k in wanted]
+    return [_difference(f"pass@{k}", *(_best(summary, k, problems) for summary in summaries)) for k in wanted]
+
+
+def require_comparable(folder: str | os.PathLike, benchmark: str, problems: Iterable[str], other: str | os.PathLike
+                       ) -> None:
+    """Whether the run in `folder`, of these problems, can be compared with the judged one in `other`.
+
+    Raises as `compare`; `folder` need not be there yet.
+    """
+    theirs = read_settings(other)["benchmark"]
+    if benchmark != theirs:
+        raise ValueError(f"{folder} is a run of {benchmark} and {other} one of {theirs}: only runs of the same benchmark "
+                         "can be compared")
+    odd = sorted(set(problems) ^ set(_problems(read_summary(other))))
+    if odd:
+        raise ValueError(f"{folder} and {other} are of different problems: {odd[0]} is in one of them only")
+
+
+def _problems(summary: dict[str, Any]) -> list[str]:
+    return list(next(iter(summary["counts"].values())))
 
 
 def _best(summary: dict[str, Any], k: int | None, problems: list[str]) -> np.ndarray:

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..memory import available_bytes, cache_bytes
@@ -25,6 +26,9 @@ _SHARE = 0.25   # of the free memory, for caches between turns
 
 def read_problems(data: str) -> list[Record]:
     """The problems of a file in the benchmark's format. Raises OSError and ValueError for a file that is none."""
+    if not Path(data).exists():
+        raise OSError(f"--data {data}: there is no such file; MTPB's problems are in the repository salesforce/CodeGen, as "
+                      "codegen1/benchmark/mtpb.jsonl")
     problems = read_records(data, "--data")
     seen: set[str] = set()
     for number, problem in enumerate(problems, 1):

@@ -14,9 +14,11 @@ _SUFFIXES = (".svg", ".png", ".pdf")
 
 
 def require_drawable(path: str) -> None:
-    """Before a run: ImportError without matplotlib, ValueError for another kind of file."""
+    """Before a run: ImportError without matplotlib, ValueError for another kind of file, OSError without its folder."""
     if Path(path).suffix not in _SUFFIXES:
         raise ValueError(f"--plot {path}: expected a file that ends with {', '.join(_SUFFIXES)}")
+    if not Path(path).parent.is_dir():
+        raise OSError(f"--plot {path} cannot be written: there is no folder {Path(path).parent}")
     try:
         import matplotlib  # noqa: F401
     except ImportError:

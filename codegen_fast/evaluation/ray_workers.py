@@ -5,16 +5,22 @@ nothing but itself; only workers on other instruction sets or GPUs may round oth
 """
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import warnings
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from .jsonl import Record
 from .samplers import SamplerSpec, kernels
 from .units import Unit
 
+# Ray puts the folder that it is called from before all others on its workers' path. From a clone those would be sources
+# without their compiled part; workers shall import what this process has imported.
+_PACKAGES = Path(__file__).parents[2]
 # Samples of a unit: as many as run at once on a CPU; with fewer, less is done twice when a worker dies.
 _UNIT_SAMPLES = 64
 # A worker that dies is replaced so many times for each that there shall be; then something else is wrong.
@@ -58,7 +64,8 @@ class RayWorkers:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             options = {"include_dashboard": False, "num_cpus": workers, "_node_ip_address": "127.0.0.1"}
         try:
-            ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=True, **options)
+            with contextlib.chdir(_PACKAGES):
+                ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=True, **options)
         except Exception as error:
             raise OSError(f"--ray {address}: the cluster cannot be reached: {error}") from error
         try:
@@ -140,8 +147,7 @@ class RayWorkers:
     def _replace(self, tasks: dict[Any, tuple[Any, Unit | None]], error: Exception) -> None:
         if self._replacements == 0:
             if not tasks:
-                raise OSError(f"workers keep dying, and none is left of {self._wanted}: "
-                              f"{str(error).strip().splitlines()[0]}") from error
+                raise OSError(f"workers keep dying, and none is left of {self._wanted}: {_told(error)}") from error
             return
         self._replacements -= 1
         self._start(tasks)
@@ -152,6 +158,12 @@ class RayWorkers:
             warnings.warn(f"a worker computes on {own_kernels}, another one on {self._kernels}: completions may depend "
                           "on which of them computes a sample", UserWarning, stacklevel=2)
         self.pids[worker] = pid
+
+
+def _told(error: Exception) -> str:
+    """What Ray says first, and the end of the traceback where there is one, without colours."""
+    first, *rest = re.sub(r"\x1b\[[0-9;]*m", "", str(error) or type(error).__name__).strip().splitlines()
+    return " ... ".join([first, *rest[-1:]])
 
 
 def _lost(ray: Any) -> tuple[type[Exception], ...]:

@@ -12,6 +12,7 @@ from .settings import FREE, GROWING
 
 SETTINGS_FILE = "settings.json"
 SUMMARY_FILE = "summary.json"
+_PIECES, _PIECE_BYTES = 256, 4096  # of a file of weights, that its fingerprint is made from
 
 
 class RunFolder:
@@ -25,6 +26,8 @@ class RunFolder:
         process writes there or the folder cannot be made.
         """
         self.path = Path(path)
+        if self.path.is_file():
+            raise OSError(f"--out {self.path} is a file: name a folder, which is made where there is none")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / "lock", "w")
@@ -32,7 +35,7 @@ class RunFolder:
             raise OSError(f"--out {self.path} cannot be written: {error.strerror or error}") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self._lock.close()
             raise OSError(f"another process is writing to --out {self.path}: wait for it, or use another folder"
                           ) from None
@@ -95,7 +98,10 @@ def data_fingerprint(value: Any) -> str:
 
 
 def model_fingerprint(folder: Path) -> str:
-    """Of a checkpoint's configuration and weights, in 16 digits: of each file its size, its beginning and its end."""
+    """Of a checkpoint's configuration and weights, in 16 digits: of each file its size and pieces from all over it.
+
+    Fine-tuned weights may differ from their origin in the layers' alone, and not where a file begins or ends.
+    """
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix not in (".safetensors", ".bin") and path.name not in ("config.json", "tokenizer.json",
@@ -103,9 +109,10 @@ def model_fingerprint(folder: Path) -> str:
             continue
         size = path.stat().st_size
         with open(path, "rb") as file:
-            begin = file.read(1 << 16)
-            file.seek(max(0, size - (1 << 16)))
-            digest.update(f"{path.name} {size} ".encode() + begin + file.read(1 << 16))
+            digest.update(f"{path.name} {size} ".encode() + file.read(1 << 16))
+            for piece in range(_PIECES):
+                file.seek((size - _PIECE_BYTES) * (piece + 1) // _PIECES if size > _PIECE_BYTES else 0)
+                digest.update(file.read(_PIECE_BYTES))
     return digest.hexdigest()[:16]
 
 

@@ -29,7 +29,7 @@ class Sampler(Protocol):
 class SamplerSpec:
     """A model, a benchmark and a run's settings; can be pickled."""
 
-    model: str                  # folder or Hub id
+    model: str                  # Hub id or folder, an absolute path: workers have another current one
     dtype: str
     quantization: str | None
     device: str

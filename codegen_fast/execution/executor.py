@@ -99,15 +99,7 @@ class Executor:
                 if not future.set_running_or_notify_cancel():
                     continue
                 try:
-                    worker = worker or self._start()
-                    outcome = Outcome(**{**_NOTHING, **worker.run(request)})
-                except SandboxRefused as error:
-                    outcome = Outcome(**{**_NOTHING, "detail": str(error)})
-                except WorkerLost as error:
-                    words = "killed because the executor was closed" if self._closed else str(error)
-                    outcome = Outcome(**{**_NOTHING, "status": "failed", "detail": words})
-                    self._forget(worker)
-                    worker = None
+                    worker, outcome = self._run(worker, request)
                 except BaseException as error:  # noqa: BLE001 (the caller waits for an answer)
                     future.set_exception(error)
                     continue
@@ -116,6 +108,27 @@ class Executor:
             if worker is not None:
                 self._forget(worker)
                 worker.close()
+
+    def _run(self, worker: Worker | None, request: dict) -> tuple[Worker | None, Outcome]:
+        """What became of the program, and the sandbox for the next one.
+
+        A sandbox can be lost by no fault of its program (the system is short of memory and kills something), so the
+        program is run once more; one that loses two has failed.
+        """
+        lost_before = False
+        while True:
+            try:
+                worker = worker or self._start()
+                return worker, Outcome(**{**_NOTHING, **worker.run(request)})
+            except SandboxRefused as error:
+                return None, Outcome(**{**_NOTHING, "detail": str(error)})
+            except WorkerLost as error:
+                self._forget(worker)
+                worker = None
+                words = "killed because the executor was closed" if self._closed else str(error)
+                if self._closed or lost_before:
+                    return None, Outcome(**{**_NOTHING, "status": "failed", "detail": words})
+                lost_before = True
 
     def _start(self) -> Worker:
         worker = Worker(self._isolation or best_isolation().level, self._preload)

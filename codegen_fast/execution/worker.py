@@ -45,10 +45,7 @@ class Worker:
 
     def __init__(self, level: str, preload: Sequence[str]) -> None:
         self.closed = False
-        try:
-            self._scratch_root = None if level == "namespaces" else tempfile.mkdtemp(prefix="codegen_fast-")
-        except OSError as error:
-            raise SandboxRefused(f"no place for a scratch folder: {error}") from None
+        self._scratch_root: str | None = None
         self._control, theirs = socket.socketpair()
         self._control.settimeout(_START_SECONDS)
         with theirs:
@@ -59,6 +56,8 @@ class Worker:
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
             )  # fmt: skip
         try:
+            if level != "namespaces":
+                self._scratch_root = _new_scratch_root()
             self.facts = self._start(preload)
         except BaseException:
             self.close()
@@ -111,6 +110,13 @@ class Worker:
         if "refused" in answer:
             raise SandboxRefused(answer["refused"])
         return answer["ready"]
+
+
+def _new_scratch_root() -> str:
+    try:
+        return tempfile.mkdtemp(prefix="codegen_fast-")
+    except OSError as error:
+        raise SandboxRefused(f"no place for a scratch folder: {error}") from None
 
 
 def _interpreter_folders() -> list[str]:

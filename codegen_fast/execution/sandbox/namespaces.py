@@ -42,7 +42,10 @@ class Namespaces:
         write_maps = _MapWriter(self._id_map())
         everything = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC
         if self._as_root:
-            os.setgroups([])
+            try:
+                os.setgroups([])
+            except PermissionError:
+                raise OSError("root may not change its groups here, as in containers without CAP_SETGID") from None
         # With all of root's power where it is given, because a new user namespace's root cannot enter others' folders.
         mounts_first = self._as_root and _own_mounts()
         if mounts_first:
