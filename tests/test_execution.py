@@ -50,9 +50,10 @@ def available(level):
 
 
 def in_another_process(source, *arguments):
-    """Starts an interpreter that imports this package."""
+    """Starts an interpreter that imports this package, and hears Ctrl-C even where these tests run in the background."""
     return subprocess.Popen([sys.executable, "-c", source, *arguments], env={**os.environ, "PYTHONPATH": PACKAGES},
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
 
 
 # ---- Outcomes ----------------------------------------------------------------------------------------------------------
