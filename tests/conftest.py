@@ -1,6 +1,7 @@
 """Fixtures for all tests. Tests run on the installed package and need no network."""
 
 import os
+import signal
 
 import pytest
 
@@ -11,6 +12,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Subprocesses import the installed package, and not the source folder that tests are run from.
 os.environ["PYTHONSAFEPATH"] = "1"
+
+# A shell that runs something in the background has it ignore Ctrl-C, which tests of interruptions raise.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import torch  # noqa: E402
 from devices import device  # noqa: E402, F401 (a fixture)
