@@ -129,35 +129,43 @@ def quantize_int8(w: Tensor) -> tuple[Tensor, Tensor]:
 
     A row's groups of INT8_GROUP columns (the last may be shorter) have a scale each, a bfloat16 value: of the 8
     consecutive ones from the smallest that is not below amax * (1 / 127.5), the first whose squared error is least.
-    Every operation is rounded to float32, and squares are added column by column.
     """
     codes, scales = [], []
     for part in w.to(torch.float32).split(INT8_GROUP, dim=1):
         amax = part.abs().amax(dim=1, keepdim=True)
-        bits = (amax * (torch.tensor(1.0) / 127.5)).view(torch.int32)
-        first = (bits + 0xFFFF) >> 16 << 16
-        least = best = best_scale = None
-        for step in range(8):
-            scale = (first + (step << 16)).view(torch.float32)
-            inverse = 1 / scale
-            inverse = torch.where(inverse.isfinite(), inverse, 0.0)
-            y = part * inverse
-            q = torch.round(y).clamp(-127, 127)
-            error = torch.zeros(len(part))
-            for squares in ((y - q) * (y - q)).unbind(1):
-                error = error + squares
-            ratio = (scale / amax)[:, 0]
-            error = ratio * ratio * error
-            if step == 0:
-                least, best, best_scale = error, q, scale
-                continue
-            better = error < least  # never where amax is 0: the error is NaN
-            least = torch.where(better, error, least)
-            best = torch.where(better[:, None], q, best)
-            best_scale = torch.where(better[:, None], scale, best_scale)
-        codes.append(best.to(torch.int8))
-        scales.append(best_scale)
+        first = (amax * (torch.tensor(1.0) / 127.5)).view(torch.int32) + 0xFFFF >> 16 << 16
+        tried = [(first + (step << 16)).view(torch.float32) for step in range(8)]
+        of_part, scale = with_best_scale(part, tried, amax, -127, 127)
+        codes.append(of_part)
+        scales.append(scale)
     return torch.cat(codes, dim=1), torch.cat(scales, dim=1)
+
+
+def with_best_scale(part: Tensor, tried: List[Tensor], largest: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+    """Codes int8 in [low, high] and the scale (rows, 1), of those tried the first whose squared error is least.
+
+    largest (rows, 1): a row's value of largest magnitude. Every operation is rounded to float32, and squares are added
+    column by column.
+    """
+    least = best = best_scale = None
+    for scale in tried:
+        inverse = 1 / scale
+        inverse = torch.where(inverse.isfinite(), inverse, 0.0)
+        y = part * inverse
+        q = torch.round(y).clamp(low, high)
+        error = torch.zeros(len(part))
+        for squares in ((y - q) * (y - q)).unbind(1):
+            error = error + squares
+        ratio = (scale / largest)[:, 0]
+        error = ratio * ratio * error
+        if least is None:
+            least, best, best_scale = error, q, scale
+            continue
+        better = error < least  # never where the largest is 0: the error is NaN
+        least = torch.where(better, error, least)
+        best = torch.where(better[:, None], q, best)
+        best_scale = torch.where(better[:, None], scale, best_scale)
+    return best.to(torch.int8), best_scale
 
 
 def multiplied_out(codes: Tensor, scales: Tensor, group: int, dtype: torch.dtype) -> Tensor:
@@ -173,32 +181,14 @@ def quantize_int4(w: Tensor, group: int) -> tuple[Tensor, Tensor]:
 
     A row's groups of ``group`` columns (the last may be shorter) have a scale each, a bfloat16 value: of 16 around the
     one that takes the value m of largest magnitude (the first of equals) to -8, the first whose squared error is least.
-    Every operation is rounded to float32, and squares are added column by column.
     """
     codes, scales = [], []
     for part in w.to(torch.float32).split(group, dim=1):
         largest = part.gather(1, first_of_largest(part.abs())[:, None])  # (rows, 1)
-        least = best = best_scale = None
-        for step in range(16):
-            scale = (largest * (-(18 - 0.5 * step) / 128)).to(torch.bfloat16).float()
-            inverse = 1 / scale
-            inverse = torch.where(inverse.isfinite(), inverse, 0.0)
-            y = part * inverse
-            q = torch.round(y).clamp(-8, 7)
-            error = torch.zeros(len(part))
-            for squares in ((y - q) * (y - q)).unbind(1):
-                error = error + squares
-            ratio = (scale / largest)[:, 0]
-            error = ratio * ratio * error
-            if step == 0:
-                least, best, best_scale = error, q, scale
-                continue
-            better = error < least  # never where m is 0: the error is NaN
-            least = torch.where(better, error, least)
-            best = torch.where(better[:, None], q, best)
-            best_scale = torch.where(better[:, None], scale, best_scale)
-        codes.append(best.to(torch.int8))
-        scales.append(best_scale)
+        tried = [(largest * (-(18 - 0.5 * step) / 128)).to(torch.bfloat16).float() for step in range(16)]
+        of_part, scale = with_best_scale(part, tried, largest, -8, 7)
+        codes.append(of_part)
+        scales.append(scale)
     return torch.cat(codes, dim=1), torch.cat(scales, dim=1)
 
 
