@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import math
 
+import quantised
 import reference
 import torch
 from reference import Arithmetic
@@ -123,7 +124,7 @@ def normed_product(x: Tensor, norm: tuple[Tensor, Tensor, float], w: Tensor, how
         if how.mode == "grouped":
             # The offset errs as the largest of the row does, and through it every difference from it.
             offset_error = h_error.amax(1, keepdim=True) + U * h.abs().amax(1, keepdim=True)
-            h = h - reference.quantize_with_offsets(h, (h.shape[1],))[2].double()
+            h = h - quantised.quantize_with_offsets(h, (h.shape[1],))[2].double()
             h_error = h_error + offset_error
             bound = bound + through_random(offset_error.expand_as(h), w)
         uncertain, scale_error = uncertain_codes(h, h_error, how.group)

@@ -16,7 +16,8 @@ import cases
 import fences
 import pytest
 import torch
-from reference import INT4_GROUPS, INT8_GROUP, Arithmetic
+from quantised import INT4_GROUPS, INT8_GROUP
+from reference import Arithmetic
 
 from codegen_fast import ops
 

@@ -5,7 +5,7 @@ import json
 import sys
 
 import pytest
-import reference
+import quantised
 import torch
 from checkpoints import LAYOUTS, make_checkpoint, make_model, write_tensors
 from loaded_weights import DTYPES, check_weights, load, packed_parts
@@ -57,8 +57,8 @@ def test_quantised_groups_are_the_contract_s(tmp_path, file_dtype, quantization)
     kinds = set()
     for packed, place, matrix in packed_parts(weights, model.state_dict(), model.config):
         values, scales = ops.unpack_quantized(packed, matrix.shape[0], **place)
-        expected = (reference.quantize_int8(matrix) if packed is weights.lm_head or quantization == "int8"
-                    else reference.quantize_int4(matrix, reference.INT4_GROUPS[quantization]))
+        expected = (quantised.quantize_int8(matrix) if packed is weights.lm_head or quantization == "int8"
+                    else quantised.quantize_int4(matrix, quantised.INT4_GROUPS[quantization]))
         assert torch.equal(values, expected[0]) and torch.equal(scales, expected[1])
         kinds.add(packed.kind)
     assert weights.lm_head.kind == "int8-g32"

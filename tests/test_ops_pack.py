@@ -6,6 +6,7 @@ import math
 
 import calls
 import cases
+import quantised
 import reference
 import torch
 from devices import CPUS, Device, Types, per_device
@@ -42,7 +43,7 @@ def random_parts(sections, segments, dtype=torch.float32):
 
 def in_groups(w, kind):
     """Codes and scales of the reference."""
-    return reference.quantize_int8(w) if kind == "int8-g32" else reference.quantize_int4(w, reference.INT4_GROUPS[kind])
+    return quantised.quantize_int8(w) if kind == "int8-g32" else quantised.quantize_int4(w, quantised.INT4_GROUPS[kind])
 
 
 @per_device(kind=Device.kinds, source=SOURCES, layout=LAYOUTS)
@@ -61,7 +62,7 @@ def test_unpack_returns_what_was_packed(device, kind, source, layout):
                     expected = reference.rounded(original, kind, torch.float32).to(dtype)
                 elif kind == "int8":
                     # One float32 product, then the rounding to dtype.
-                    codes, scale = reference.quantize_rows(original)
+                    codes, scale = quantised.quantize_rows(original)
                     expected = (codes.float() * scale[:, None]).to(dtype)
                 else:
                     expected = original.to(getattr(torch, kind)).float().to(dtype)
@@ -79,7 +80,7 @@ def test_quantised_codes_and_scales_are_those_of_the_reference(device, layout):
     for section, rows in enumerate(sections):
         for segment in range(len(segments)):
             codes, scales = ops.unpack_quantized(weight, rows, section=section, row=0, segment=segment)
-            expected_codes, expected_scales = reference.quantize_rows(parts[section][segment])
+            expected_codes, expected_scales = quantised.quantize_rows(parts[section][segment])
             assert torch.equal(codes.cpu(), expected_codes) and torch.equal(scales.cpu(), expected_scales)
             ops.pack_quantized(again, codes, scales, section=section, row=0, segment=segment)
     assert torch.equal(again.data, weight.data) and torch.equal(again.scales, weight.scales)
@@ -114,9 +115,9 @@ def test_int8_in_groups_has_the_sums_of_its_rows_beside_it(device, layout):
     for section, rows in enumerate(sections):
         first = sum(panels[:section]) * panel
         for segment in range(len(segments)):
-            codes, scales = reference.quantize_int8(parts[section][segment])
+            codes, scales = quantised.quantize_int8(parts[section][segment])
             expected = torch.zeros(rows)
-            for part, scale in zip(codes.split(reference.INT8_GROUP, dim=1), scales.unbind(1)):
+            for part, scale in zip(codes.split(quantised.INT8_GROUP, dim=1), scales.unbind(1)):
                 expected = expected + scale * part.sum(1, dtype=torch.int32).float()
             assert torch.equal(sums[segment, first : first + rows], expected)
 
@@ -255,9 +256,9 @@ def check_quantized_activations(device, x, segments):
         how = device.arithmetic(Types(x.dtype, kind), "prefill")
         assert ops.activation_group(kind, device.memory.type) == (how.group or 0)
         if kind == "int8":
-            expected_q, expected_scales = reference.quantize_activations(x, segments, how.group, padding)
+            expected_q, expected_scales = quantised.quantize_activations(x, segments, how.group, padding)
         else:
-            expected_q, *scales_and_offsets = reference.quantize_with_offsets(x, segments, padding)
+            expected_q, *scales_and_offsets = quantised.quantize_with_offsets(x, segments, padding)
             expected_scales = torch.cat(scales_and_offsets, dim=1)
         q = calls.fenced(device, expected_q.shape, torch.int8)
         scales = calls.fenced(device, expected_scales.shape, torch.float32)
@@ -299,8 +300,8 @@ def test_with_offsets_an_activation_that_is_not_finite_makes_all_scales_of_its_s
 def test_offsets_take_a_third_of_the_error_of_what_gelu_leaves():
     torch.manual_seed(0)
     x = torch.nn.functional.gelu(torch.randn(16, 4096), approximate="tanh")
-    codes, scales = reference.quantize_activations(x, (4096,), 32)
-    plain = (reference.multiplied_out(codes, scales, 32, torch.float64) - x).norm() / x.norm()
+    codes, scales = quantised.quantize_activations(x, (4096,), 32)
+    plain = (quantised.multiplied_out(codes, scales, 32, torch.float64) - x).norm() / x.norm()
     error = (reference.offset_rows(x, torch.float64) - x).norm() / x.norm()
     print(f"relative error {plain:.2e}, with offsets {error:.2e}")
     assert error <= 0.67 * plain
@@ -326,6 +327,6 @@ def test_codes_of_very_large_and_very_small_values(device, act, scale):
     weight = calls.new_weight(device, "int8", (5,), (200,))
     fill(device, weight, [[x]])
     codes, scales = ops.unpack_quantized(weight, 5)
-    expected = reference.quantize_rows(x)
+    expected = quantised.quantize_rows(x)
     assert torch.equal(codes.cpu(), expected[0]) and torch.equal(scales.cpu(), expected[1])
     check_quantized_activations(device, x.to(act), (200,))

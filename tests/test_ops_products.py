@@ -11,6 +11,7 @@ import math
 import bounds
 import calls
 import cases
+import quantised
 import reference
 import torch
 from devices import CPUS, Device, Types, per_device
@@ -128,7 +129,7 @@ def head_case(dims: cases.Dims, rows: int, types: Types, how: Arithmetic):
     if how.mode == "grouped":
         # In two parts: what a code of the first leaves is in the second, where a step is 1/254 of it at most.
         h = reference.layer_norm(x, *norm)
-        steps = reference.quantize_with_offsets(h, (h.shape[1],))[1].double().amax(1, keepdim=True) / 254
+        steps = quantised.quantize_with_offsets(h, (h.shape[1],))[1].double().amax(1, keepdim=True) / 254
         bound = bounds.normed_product(x, norm, rounded, Arithmetic(act=how.act))
         bound = bound + bounds.through_random(steps.expand_as(h), rounded)
     else:

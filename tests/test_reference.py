@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import quantised
 import reference
 import torch
 from transformers import CodeGenConfig, CodeGenForCausalLM, GPTJConfig, GPTJForCausalLM
@@ -131,18 +132,18 @@ def test_ties_of_the_kth_largest_stay_and_the_nucleus_takes_the_lower_id():
 
 def test_quantised_rows():
     w = torch.tensor([[1.0, -2.0, 0.5, 127.0], [0.0, 0.0, 0.0, 0.0], [254.0, 1.0, 3.0, -254.0]])
-    codes, scale = reference.quantize_rows(w)
+    codes, scale = quantised.quantize_rows(w)
     assert codes.tolist() == [[1, -2, 0, 127], [0, 0, 0, 0], [127, 0, 2, -127]]  # 0.5 and 1.5 go to the even code
     assert scale.tolist() == [1.0, 0.0, 2.0]
     noise = torch.randn(50, 300)
-    codes, scale = reference.quantize_rows(noise)
+    codes, scale = quantised.quantize_rows(noise)
     # Half a step, and the two roundings of the product.
     assert ((codes * scale[:, None] - noise).abs() <= scale[:, None] * (0.5 + 127 * 2**-22)).all()
 
 
 def test_quantised_activations_are_cut_into_groups_and_padded_segments():
     x = torch.randn(3, 70 + 131)
-    codes, scales = reference.quantize_activations(x, (70, 131))
+    codes, scales = quantised.quantize_activations(x, (70, 131))
     assert codes.shape == (3, 72 + 132) and scales.shape == (3, 2 + 3)
     assert (codes[:, 70:72] == 0).all() and (codes[:, 72 + 131 :] == 0).all()
     for first, group, width in [(0, 0, 64), (64, 1, 6), (72, 2, 64), (136, 3, 64), (200, 4, 3)]:
@@ -178,7 +179,7 @@ def test_the_normalised_row_is_rounded_where_activations_are_narrow():
 
 def test_one_scale_for_all_of_a_segment():
     x = torch.randn(3, 70 + 131)
-    codes, scales = reference.quantize_activations(x, (70, 131), None, 64)
+    codes, scales = quantised.quantize_activations(x, (70, 131), None, 64)
     assert codes.shape == (3, 128 + 192) and scales.shape == (3, 2)
     assert torch.equal(scales, torch.stack([x[:, :70].abs().amax(1), x[:, 70:].abs().amax(1)], 1) / 127)
     assert (codes[:, 70:128] == 0).all() and (codes[:, 128 + 131 :] == 0).all()

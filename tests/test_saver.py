@@ -7,7 +7,7 @@ import sys
 import textwrap
 
 import pytest
-import reference
+import quantised
 import torch
 import transformers
 from checkpoints import make_checkpoint, make_model, write_tensors
@@ -137,7 +137,7 @@ def test_int4_files_take_the_bytes_of_the_model(tmp_path, quantization):
     codes, scales = (tensors[f"transformer.h.0.mlp.fc_in.weight{end}"] for end in ("", ".scale"))
     rows, columns = weights.layers[0].w_in.sections[3], weights.layers[0].w_in.segments[0]
     assert (codes.dtype, codes.shape) == (torch.uint8, (1, rows, columns // 2))
-    assert (scales.dtype, scales.shape) == (torch.bfloat16, (rows, -(-columns // reference.INT4_GROUPS[quantization])))
+    assert (scales.dtype, scales.shape) == (torch.bfloat16, (rows, -(-columns // quantised.INT4_GROUPS[quantization])))
     # The first column stands in the low half of the first byte, the second in the high, both plus 8.
     values, _ = ops.unpack_quantized(weights.layers[0].w_in, rows, section=3)
     assert torch.equal(codes[0, :, 0] & 15, values[:, 0] + 8) and torch.equal(codes[0, :, 0] >> 4, values[:, 1] + 8)
