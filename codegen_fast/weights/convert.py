@@ -53,9 +53,11 @@ def convert_weights(config: CodeGenConfig, weights: DecoderWeights, dtype: torch
 
 
 def _moved(weights: DecoderWeights, dtype: torch.dtype, device: torch.device) -> DecoderWeights:
-    kinds = {"w_in": weights.layers[0].w_in.kind, "w_out": weights.layers[0].w_out.kind, "lm_head": weights.lm_head.kind}
     if weights.quantization is None:
         kinds = packed_kinds(dtype, None)
+    else:  # as they are
+        first = weights.layers[0]
+        kinds = {"w_in": first.w_in.kind, "w_out": first.w_out.kind, "lm_head": weights.lm_head.kind}
 
     def norm(old: ops.Norm) -> ops.Norm:
         return ops.Norm(old.weight.to(device), old.bias.to(device), old.eps)
