@@ -124,7 +124,6 @@ def product(x: Tensor, w: Tensor, how: Arithmetic = EXACT, dtype: torch.dtype = 
     """y (n, rows) = W x for x (n, cols) and one segment W (rows, cols)."""
     if how.mode == "exact":
         return x.to(dtype) @ w.to(dtype).T
-    columns = w.shape[1]
     if how.mode == "w4a8":
         return quantized_rows(x, how.group, dtype) @ dequantized_int4(w, how.weight_group, dtype).T
     if how.mode == "grouped":
