@@ -17,7 +17,7 @@ inline int sums_per_group(const PackedWeight& w) { return static_cast<int>(group
 constexpr int64_t kRowPadding = 64;
 // What memory delivers to a thread while the epilogue of a few rows runs, asked for beforehand, behind what the kernels
 // have asked for already.
-constexpr int64_t kFewRows = 4, kEpilogueBytes = 4096, kAheadBytes = 2048;
+constexpr int64_t kFewRows = 4, kEpilogueBytes = 4096, kAheadBytes = 1024;
 constexpr int64_t kPieceBytes = 1 << 15;  // of a weight that a thread takes at a time
 
 // Scratch of a product, laid out in the caller's workspace.

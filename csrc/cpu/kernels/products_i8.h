@@ -57,9 +57,11 @@ static inline __attribute__((always_inline)) void dot_quads(ireg (&sums)[Rows][k
   // A row alone does so little with a quad that the loop itself would cost a twentieth.
   if constexpr (Rows == 1) {
 #pragma GCC unroll 16
-    for (int64_t i = 0; i < quads; ++i) add_quad<Rows>(sums, q + i * kQuad, q_stride, panel + i * kPanel * kQuad, kPrefetchBytes);
+    for (int64_t i = 0; i < quads; ++i)
+      add_quad<Rows>(sums, q + i * kQuad, q_stride, panel + i * kPanel * kQuad, kPrefetchBytes);
   } else {
-    for (int64_t i = 0; i < quads; ++i) add_quad<Rows>(sums, q + i * kQuad, q_stride, panel + i * kPanel * kQuad, kPrefetchBytes);
+    for (int64_t i = 0; i < quads; ++i)
+      add_quad<Rows>(sums, q + i * kQuad, q_stride, panel + i * kPanel * kQuad, kPrefetchBytes);
   }
 }
 

@@ -52,7 +52,8 @@ static inline void int8_groups_tile(float* c, const QuantizedRows& rows, int64_t
       for (int j = 0; j < kVectors; ++j) sums[m][j] = ireg{} - kQuadOffset * q_sums[m * rows.groups_stride];
     if (left >= kFineGroup) {
 #pragma GCC unroll 16
-      for (int i = 0; i < quads; ++i) add_quad<Rows>(sums, q + i * kQuad, rows.q_stride, w + i * kPanel * kQuad, i % 2 ? odd : even);
+      for (int i = 0; i < quads; ++i)
+        add_quad<Rows>(sums, q + i * kQuad, rows.q_stride, w + i * kPanel * kQuad, i % 2 ? odd : even);
     } else {
       for (int i = 0; i * kQuad < left; ++i)
         add_quad<Rows>(sums, q + i * kQuad, rows.q_stride, w + i * kPanel * kQuad, i % 2 ? odd : even);

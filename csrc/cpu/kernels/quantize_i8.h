@@ -1,17 +1,15 @@
-// Quantisation to int8 in groups of kFineGroup columns, of weights and of the activations that meet them. Every
-// instruction set gives the same codes: what is added up in floats across lanes is exact.
+// Quantisation to int8 in groups of kFineGroup columns, of weights and of the activations that meet them. Floats are never
+// added up across lanes, so every instruction set gives the same codes.
 #pragma once
 
 #include "quantize_i4.h"
+#include "rows.h"
 #include "simd.h"
 #include "table.h"
 
 namespace codegen_fast::cpu::CODEGEN_FAST_ISA {
 
-constexpr float kRounding = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest even integer
 constexpr float kLargestFloat = 3.402823466e38f;
-
-static inline vreg nearest(vreg y) { return (y + kRounding) - kRounding; }
 
 // round_half_even(y) in [-127, 127], for |y| below 2^21
 static inline vreg int8_of(vreg y) { return min(max(nearest(y), set1(-127.0f)), set1(127.0f)); }
@@ -84,25 +82,10 @@ static inline void range_of(const float* x, int64_t count, float& low, float& hi
   high = from_ordered(high_bits);
 }
 
-static inline bool all_finite(const float* x, int64_t n) {
-  ireg largest{};
-  int64_t i = 0;
-  for (; i + kWidth <= n; i += kWidth) {
-    const ireg bits = reinterpret_cast<ireg>(load(x + i)) & 0x7fffffff;
-    largest = bits > largest ? bits : largest;
-  }
-  int32_t most = largest_lane(largest);
-  for (; i < n; ++i) {
-    const int32_t bits = static_cast<int32_t>(float_to_bits(x[i]) & 0x7fffffff);
-    most = bits > most ? bits : most;
-  }
-  return most < 0x7f800000;
-}
-
 static void quantize_fine(int8_t* q, float* scales, int32_t* sums, float* offset, const float* x, int64_t n) {
   const int64_t groups = (n + kFineGroup - 1) / kFineGroup, padded = (n + kQuad - 1) / kQuad * kQuad;
   auto count_of = [n](int64_t g) { return n - g * kFineGroup < kFineGroup ? n - g * kFineGroup : int64_t{kFineGroup}; };
-  if (!all_finite(x, n)) {  // through the scales a NaN reaches every output of the row
+  if (largest_magnitude(x, n) >= 0x7f800000) {  // through the scales a NaN reaches every output of the row
     for (int64_t g = 0; g < groups; ++g) {
       scales[g] = __builtin_nanf("");
       if (sums) sums[g] = 0;
@@ -134,20 +117,7 @@ static void quantize_fine(int8_t* q, float* scales, int32_t* sums, float* offset
     if (!(inverse > 0.0f && inverse <= kLargestFloat)) {  // as good as zero, or x - middle is too large for a float
       std::memset(to, 0, count);
     } else {
-      const float* v = x + g * kFineGroup;
-      ireg sum{};
-      int64_t i = 0;
-      for (; i + kWidth <= count; i += kWidth) {
-        const ireg codes = reinterpret_cast<ireg>((load(v + i) - middle) * inverse + kRounding) - 0x4B400000;
-        store_bytes(to + i, codes);
-        sum += codes;
-      }
-      total = sum_of_lanes(sum);
-      for (; i < count; ++i) {
-        const int32_t code = static_cast<int32_t>(float_to_bits((v[i] - middle) * inverse + kRounding) - 0x4B400000u);
-        to[i] = static_cast<int8_t>(code);
-        total += code;
-      }
+      total = quantize_part(to, x + g * kFineGroup, middle, inverse, count);
     }
     if (sums) sums[g] = total;
   }

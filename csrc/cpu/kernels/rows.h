@@ -31,41 +31,47 @@ static void layer_norm(float* out, const float* x, const float* weight, const fl
   for (; i < d; ++i) out[i] = fma((set1(x[i]) - mean) * inverse, set1(weight[i]), set1(bias[i]))[0];
 }
 
-// Codes of x[count], count at most kSumColumns, and their sum.
-static inline int32_t quantize_part(int8_t* q, const float* x, float inverse, int64_t count) {
+// Codes of (x[count] - middle) * inverse, count at most kSumColumns, and their sum.
+static inline int32_t quantize_part(int8_t* q, const float* x, float middle, float inverse, int64_t count) {
   const float rounding = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest even integer
   ireg sums{};
   int64_t i = 0;
   for (; i + kWidth <= count; i += kWidth) {
-    const ireg codes = reinterpret_cast<ireg>(load(x + i) * inverse + rounding) - 0x4B400000;
+    const ireg codes = reinterpret_cast<ireg>((load(x + i) - middle) * inverse + rounding) - 0x4B400000;
     store_bytes(q + i, codes);
     sums += codes;
   }
   int32_t sum = sum_of_lanes(sums);
   for (; i < count; ++i) {
-    const int32_t code = static_cast<int32_t>(float_to_bits(x[i] * inverse + rounding) - 0x4B400000u);
+    const int32_t code = static_cast<int32_t>(float_to_bits((x[i] - middle) * inverse + rounding) - 0x4B400000u);
     q[i] = static_cast<int8_t>(code);
     sum += code;
   }
   return sum;
 }
 
+// The largest magnitude of x[n] as float bits, which order as magnitudes do: from 0x7f800000 on there is an infinity or a
+// NaN among them.
+static inline int32_t largest_magnitude(const float* x, int64_t n) {
+  ireg largest{};
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) {
+    const ireg bits = reinterpret_cast<ireg>(load(x + i)) & 0x7fffffff;
+    largest = bits > largest ? bits : largest;
+  }
+  int32_t most = largest_lane(largest);
+  for (; i < n; ++i) {
+    const int32_t bits = static_cast<int32_t>(float_to_bits(x[i]) & 0x7fffffff);
+    most = bits > most ? bits : most;
+  }
+  return most;
+}
+
 static void quantize(int8_t* q, float* scales, int32_t* sums, const float* x, int64_t n) {
   for (int64_t first = 0; first < n; first += kGroup, ++scales, sums += kGroup / kSumColumns) {
     const int64_t count = n - first < kGroup ? n - first : kGroup;
     const float* v = x + first;
-    // Magnitudes order as their bits do, and from 0x7f800000 on they are infinities and NaN.
-    ireg largest{};
-    int64_t i = 0;
-    for (; i + kWidth <= count; i += kWidth) {
-      const ireg bits = reinterpret_cast<ireg>(load(v + i)) & 0x7fffffff;
-      largest = bits > largest ? bits : largest;
-    }
-    int32_t most = largest_lane(largest);
-    for (; i < count; ++i) {
-      const int32_t bits = static_cast<int32_t>(float_to_bits(v[i]) & 0x7fffffff);
-      most = bits > most ? bits : most;
-    }
+    const int32_t most = largest_magnitude(v, count);
     const bool finite = most < 0x7f800000;
     const float amax = bits_to_float(static_cast<uint32_t>(most));
     const float inverse = amax > 0.0f ? 127.0f / amax : 0.0f;
@@ -79,7 +85,7 @@ static void quantize(int8_t* q, float* scales, int32_t* sums, const float* x, in
       sums[part] = 0;
       if (here <= 0) continue;
       if (zeros) std::memset(q + first + begin, 0, here);
-      else sums[part] = quantize_part(q + first + begin, v + begin, inverse, here);
+      else sums[part] = quantize_part(q + first + begin, v + begin, 0.0f, inverse, here);
     }
   }
   for (int64_t i = n; i % kQuad; ++i) q[i] = 0;
