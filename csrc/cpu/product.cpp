@@ -53,6 +53,57 @@ void quantize_row(const float* x, int64_t t, const PackedWeight& w, const Produc
   }
 }
 
+namespace {
+
+// c (n, kPanel) of a panel and rows t .. t + n before the product: what the rows' offsets contribute, or 0. row_sums
+// (segments, kPanel) lie stride apart, null without offsets.
+void begin_sums(float* c, const float* row_sums, int64_t stride, const ProductRows& rows, int64_t segments, int64_t t,
+                int64_t n) {
+  if (!row_sums) {
+    std::fill_n(c, n * kPanel, 0.0f);
+    return;
+  }
+  const float* offsets = rows.offsets + t * segments;
+  for (int64_t i = 0; i < n; ++i, c += kPanel, offsets += segments) {
+    for (int64_t lane = 0; lane < kPanel; ++lane) c[lane] = offsets[0] * row_sums[lane];
+    for (int64_t s = 1; s < segments; ++s)
+      for (int64_t lane = 0; lane < kPanel; ++lane) c[lane] += offsets[s] * row_sums[s * stride + lane];
+  }
+}
+
+}  // namespace
+
+void multiply_panel(float* c, const PackedWeight& w, int64_t p, const ProductRows& rows, int64_t t, int64_t n) {
+  const Kernels& k = kernels();
+  const int64_t panels = num_panels(w);
+  const char* panel = w.data.as<char>() + p * panel_bytes(w);
+  begin_sums(c, is_fine(w) ? w.scales.as<float>() + p * kPanel : nullptr, panels * kPanel, rows, w.num_segments, t, n);
+  int64_t x_column = 0, group = 0;
+  for (int s = 0; s < w.num_segments; ++s) {
+    const int64_t columns = w.segment_cols[s];
+    if (!is_quantized(w)) {
+      k.panel_product(c, rows.x + t * rows.x_stride + x_column, rows.x_stride,
+                      panel + x_column * kPanel * dtype_bytes(w.dtype), w.dtype, n, columns);
+      x_column += columns;
+      continue;
+    }
+    const int64_t column = first_column(w, s);
+    QuantizedRows of = rows.quantized;
+    of.q += t * of.q_stride + column;
+    of.scales += t * of.groups_stride + group;
+    of.sums += (t * of.groups_stride + group) * sums_per_group(w);
+    of.count = n;
+    if (w.dtype == DType::i4)
+      k.panel_product_i4(c, of, reinterpret_cast<const uint8_t*>(panel) + segment_offset(w, s), w.group_cols, columns);
+    else if (is_fine(w))
+      k.panel_product_i8g(c, of, panel + segment_offset(w, s), columns);
+    else
+      k.panel_product_i8(c, of, reinterpret_cast<const int8_t*>(panel) + column * kPanel,
+                         w.scales.as<float>() + (s * panels + p) * kPanel, columns);
+    group += groups_of_segment(w, s);
+  }
+}
+
 void quantize_activations(TensorView& q, TensorView& scales, const TensorView& x, const PackedWeight& w) {
   check_quantize_activations(kRules, q, scales, x, w);
 
