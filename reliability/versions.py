@@ -114,7 +114,7 @@ def newest_torch(python: Path, folder: Path) -> str:
 
 def try_out(python: Path, torch: str, wheel: Path, folder: Path) -> dict[str, Any]:
     """Installs torch and the wheel; what the demo model writes, and how the tests went."""
-    inside = environment(python, folder, f"torch=={torch}", "pytest", "hypothesis")
+    inside = environment(python, folder, f"torch=={torch}", "pytest")
     run(inside, "-m", "pip", "install", "-q", "--no-cache-dir", "-c", pins(folder), f"torch=={torch}", wheel)
     result = json.loads(run(inside, "-c", _SMOKE, cwd=folder).splitlines()[-1])
     if str(folder) not in result.pop("from"):
