@@ -1,9 +1,11 @@
 """What the compiled part asks of a machine: no torch, no libraries but the system's, and no recent C library."""
 
+import ast
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -45,3 +47,9 @@ def test_it_exports_its_initialisation_and_nothing_to_be_mixed_up_with():
         pytest.skip("linked with this system's C++ runtime, whose templates everybody shares")
     defined = re.findall(r"FUNC +(?:GLOBAL|WEAK) +DEFAULT +\d+ (\S+)", readelf("--dyn-syms"))
     assert defined == ["PyInit__C"] and "UNIQUE" not in readelf("--dyn-syms")
+
+
+def test_the_sources_have_the_syntax_of_the_oldest_python():
+    """What pyproject.toml promises; python -m reliability.versions runs it on that Python."""
+    for path in Path(_C.__file__).parent.rglob("*.py"):
+        ast.parse(path.read_text(), feature_version=(3, 10))
