@@ -182,11 +182,11 @@ attention is sharp):
 {chr(10).join(rows)}
 
 Against float64 no window may be worse than the first by more than {found['growth_allowed']:g}; float32 may err by {FLOAT32_BOUND:.0e}, the
-narrow types by {NO_WORSE} times what transformers errs by in them, in every window. Two things do grow. Against the reference that
-quantises alike: a value between two codes falls to one side here and to the other there once anything before it has
-rounded differently, which is less and less rare until it is common; it may be {SAME_CODES:.0%} of the quantisation's own error.
-And the last row: how far the float32 table of angles, which transformers has and models were trained with, is from an exact
-one. On the trained demo model the kinds cost, in nats a token (KL to float64):
+narrow types by {NO_WORSE} times what transformers errs by in them, in every window. Two things do grow. One is the distance to
+the reference that quantises alike: a value between two codes may fall to either side once anything before it has rounded
+differently (allowed: {SAME_CODES:.0%} of the quantisation's own error). The other is the last row: how far the float32 table of
+angles, which transformers has and models were trained with, is from an exact one. On the trained demo model the kinds
+cost, in nats a token (KL to float64):
 
 {chr(10).join(demo)}
 """

@@ -173,14 +173,17 @@ def measure(segments: tuple[int, ...] = SEGMENTS, kinds: tuple[str, ...] = KINDS
 
 
 def beyond_float32(devices: tuple[Device, ...]) -> None:
-    """A row of int8 in groups whose weights add up to more than a float32 holds gives NaN and not a wrong number."""
-    w, x = torch.full((ROWS, 64), 2e38), torch.full((1, 64), 1e-10)
-    w[1:] = 1
-    for device in devices:
-        with device.running():
-            got = calls.output_product(device, torch.zeros(1, ROWS), x, calls.pack(device, ((w,),), "int8-g32"),
-                                       torch.zeros(ROWS), "decode")
-            assert not got[0, 0].isfinite() and got[0, 1:].isfinite().all(), f"{device.name}: {got[0, :2].tolist()}"
+    """int8 in groups adds up a row's weights, and the extremes of a row of activations: where a float32 does not hold
+    the sum, the result is no number, and not a wrong one."""
+    columns = 4096
+    plain = torch.full((1, columns), 1e-10)
+    for w_size, x in ((2e38, plain), (1e-10, torch.full((1, columns), 2e38)), (1e-10, plain.new_full((1, columns), -2e38))):
+        w = torch.full((ROWS, columns), w_size)
+        for device in devices:
+            with device.running():
+                packed = calls.pack(device, ((w,),), "int8-g32")
+                got = calls.output_product(device, torch.zeros(1, ROWS), x, packed, torch.zeros(ROWS), "decode")
+                assert not got.isfinite().any(), f"{device.name}: {got[0, 0].item()} from sums beyond float32"
 
 
 def _share(got: Tensor, wanted: Tensor, bound: Tensor) -> float:
@@ -205,6 +208,7 @@ the product of the two vectors' lengths:
 Against the reference that quantises in the same way a result reached {codes:.0%} of what float32 additions may err (the codes
 are the same: no accumulator saturates, and 64 columns of ±127 are exact), and against the unquantised product in float64
 {floats:.0%} of what half a step of every weight and activation may make. Both bounds are asserted for every element. int4's
-half step is 7% of a group's largest weight, which is what its column shows. A group of weights below 2^-121 counts as zero. Of a row of "int8" in groups whose weights add up to more than 3.4e38 the result is
-NaN, which a generation refuses by name.
+half step is 7% of a group's largest weight, which is what its column shows. What lies below 2^-121 in all of a group counts
+as zero. int8 in groups (g32) adds up a row's weights, and the extremes of a row's activations: where a float32 cannot hold
+the sum (activations of 4e35 in 24,576 columns) the result is NaN, which a generation refuses by name, and no wrong number.
 """
