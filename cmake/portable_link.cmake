@@ -8,7 +8,9 @@ option(CODEGEN_FAST_PORTABLE_LINK "Link for Linux systems as old as manylinux_2_
 
 function(codegen_fast_link_portably target)
   set(decision "off")
-  if(CODEGEN_FAST_PORTABLE_LINK AND CMAKE_SYSTEM_NAME STREQUAL Linux AND NOT CMAKE_CXX_FLAGS MATCHES "-fsanitize")
+  get_directory_property(options COMPILE_OPTIONS)
+  if(CODEGEN_FAST_PORTABLE_LINK AND CMAKE_SYSTEM_NAME STREQUAL Linux
+     AND NOT "${CMAKE_CXX_FLAGS};${options}" MATCHES "-fsanitize")
     set(CMAKE_REQUIRED_LINK_OPTIONS -static-libstdc++)
     check_cxx_source_compiles("
       #include <string>
