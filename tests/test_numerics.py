@@ -1,9 +1,14 @@
 """Short forms of what python -m reliability.numerics measures: 30 s. The bounds are asserted in there."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
-from reliability.numerics import denormals, drift, overflow, window, worst_case
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from reliability.numerics import denormals, drift, overflow, window, worst_case  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

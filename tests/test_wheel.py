@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from codegen_fast import _C, ops
-from reliability.versions import PYTHONS, interpreters
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from reliability.versions import PYTHONS, interpreters  # noqa: E402
 
 # All that manylinux lets a wheel expect; the C++ runtime only where it could not be linked in.
 SYSTEM = {"libc.so.6", "libm.so.6", "libgcc_s.so.1", "libpthread.so.0", "libdl.so.2", "librt.so.1"}
