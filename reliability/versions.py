@@ -37,9 +37,9 @@ TESTS = ("tests/test_binding.py", "tests/test_binding_torch.py", "tests/test_whe
 DEPENDENCIES = ("numpy", "safetensors", "tokenizers", "huggingface_hub", "tqdm", "filelock", "typing-extensions", "sympy",
                 "networkx", "jinja2", "fsspec", "setuptools")
 
-# In the virtual environment: what the installed package makes of the demo model.
+# In the virtual environment: what the installed package makes of the demo model, and that it can run a program.
 _SMOKE = """
-import json, platform, torch, codegen_fast
+import json, platform, torch, codegen_fast, codegen_fast.execution
 from codegen_fast.demo import demo_model_path
 torch.set_num_threads(1)
 folder = demo_model_path()
@@ -49,6 +49,9 @@ for dtype, quantization in (("float32", None), ("float16", None), ("float32", "i
     model = codegen_fast.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, quantization=quantization)
     out = model.generate(ids, max_new_tokens=64, eos_token_id=None, pad_token_id=0)
     tokens[quantization or dtype] = out[0].tolist()
+with codegen_fast.execution.Executor(workers=1) as executor:
+    outcome = executor.run("print(sum(map(int, input().split())))", stdin="1 2 3")
+assert (outcome.status, outcome.stdout) == ("finished", "6\\n"), outcome
 print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "python": platform.python_version(),
                   "from": codegen_fast.__file__, "tokens": tokens}))
 """
@@ -154,7 +157,8 @@ def section(found: dict[str, Any]) -> str:
     tags = sorted({wheel["tag"] for wheel in wheels})
     return f"""\
 One wheel for each Python, built by `pip wheel .` and tagged by `auditwheel repair`, which grafts nothing into it. That file
-was installed beside the oldest torch that is supported and the newest that the registry had for that Python, on the CPU.
+was installed beside the oldest torch that is supported and the newest that the registry had for that Python, on the CPU; it
+also ran a program in a sandbox.
 
 {chr(10).join(lines)}
 
