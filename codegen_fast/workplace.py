@@ -253,7 +253,7 @@ class Workplace:
                 # Once with every row idle, unrecorded: kernels are loaded, and errors show, outside a recording.
                 self.number += 1
                 step.run(decoder, self.cache, self.max_seq_len, choose=True)
-            self._steps[rows, eos_slots, *kind.key()] = step
+            self._steps[(rows, eos_slots, *kind.key())] = step
         return step
 
     def run(self, decoder: Decoder, step: Step, length: int, *, choose: bool = True) -> None:

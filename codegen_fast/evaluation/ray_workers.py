@@ -27,6 +27,17 @@ _UNIT_SAMPLES = 64
 _REPLACEMENTS = 3
 
 
+@contextlib.contextmanager
+def _working_in(folder: Path) -> Iterator[None]:
+    """contextlib.chdir, which Python 3.10 lacks."""
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
 class _Worker:
     """Lives in a process of the cluster."""
 
@@ -64,7 +75,7 @@ class RayWorkers:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             options = {"include_dashboard": False, "num_cpus": workers, "_node_ip_address": "127.0.0.1"}
         try:
-            with contextlib.chdir(_PACKAGES):
+            with _working_in(_PACKAGES):
                 ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=True, **options)
         except Exception as error:
             raise OSError(f"--ray {address}: the cluster cannot be reached: {error}") from error

@@ -22,11 +22,15 @@ _END_SECONDS = 5.0
 # The sandbox is imported as a package of its own, from a path that is forgotten right after: programs do not find it.
 _BOOTSTRAP = """
 import sys
+if sys.path[:1] == [""]:
+    del sys.path[0]
 sys.path.insert(0, sys.argv[1])
 from sandbox.launch import main
 del sys.path[0]
 main(int(sys.argv[2]), sys.argv[3])
 """
+# The working folder is no place to import from; for Python 3.10 the lines above see to it.
+_SAFE_PATH = ("-P",) if sys.version_info >= (3, 11) else ()
 
 
 class SandboxRefused(RuntimeError):
@@ -49,7 +53,7 @@ class Worker:
         self._control, theirs = socket.socketpair()
         self._control.settimeout(_START_SECONDS)
         with theirs:
-            command = [sys.executable, "-P", "-B", "-X", "utf8", "-c", _BOOTSTRAP, os.path.dirname(__file__),
+            command = [sys.executable, *_SAFE_PATH, "-B", "-X", "utf8", "-c", _BOOTSTRAP, os.path.dirname(__file__),
                        str(theirs.fileno()), level]  # fmt: skip
             self._process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], env=_start_environment(), cwd="/", start_new_session=True,

@@ -23,6 +23,7 @@ py::dict build_info() {
   d["compiler"] = CODEGEN_FAST_COMPILER;
   d["cuda"] = CODEGEN_FAST_CUDA_BUILD;
   d["cpu_isas"] = cpu::available_isas();
+  d["portable_link"] = CODEGEN_FAST_PORTABLE_LINK_BUILD;
   return d;
 }
 
