@@ -132,3 +132,8 @@ def guarded(values: Tensor, gap: int = 0, memory: torch.device | str = "cpu") ->
 def bits(t: Tensor) -> Tensor:
     """The bytes of a tensor, for comparisons where NaN equals NaN and 0.0 differs from -0.0."""
     return t.contiguous().view(torch.uint8)
+
+
+def same(got: Tensor, wanted: Tensor) -> bool:
+    """Equal values; NaN equals NaN."""
+    return torch.equal(got.isnan(), wanted.isnan()) and torch.equal(got.nan_to_num(nan=0.5), wanted.nan_to_num(nan=0.5))

@@ -8,10 +8,9 @@ import calls
 import reference
 import torch
 from devices import Device
-from fences import Fenced, bits, unchanged
+from fences import Fenced, bits, same, unchanged
+from filters import FILTERS, arguments, check, expected, rounded
 from test_advance_op import expected as advanced
-from test_edit_logits_op import same
-from test_filter_logits_op import FILTERS, arguments, check, rounded
 
 from codegen_fast import ops
 
@@ -53,14 +52,11 @@ def vocabulary(chance: Chance) -> int:
 def kept_near_edges(row: torch.Tensor, temperature: float, knobs: dict, at_least: int) -> list[torch.Tensor]:
     """Scores by the reference, with every threshold as it is and a rounding higher and lower: where they differ in what
     they keep, the kernel's float32 may decide."""
-    values = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0} | {
-        name: value if name == "top_k" else rounded(value) for name, value in knobs.items()
-    }
-    found = []
-    for name in (None, *(name for name in knobs if name != "top_k")):
-        for factor in (1.0,) if name is None else (1 - EDGE, 1 + EDGE):
-            moved = values if name is None else values | {name: values[name] * factor}
-            found.append(reference.filtered(row, rounded(temperature), min_tokens_to_keep=at_least, **moved))
+    found = [expected(row, temperature, knobs, at_least)]
+    for name in knobs:
+        if name != "top_k":
+            found += [expected(row, temperature, knobs | {name: rounded(knobs[name]) * factor}, at_least)
+                      for factor in (1 - EDGE, 1 + EDGE)]  # fmt: skip
     return found
 
 

@@ -1,0 +1,226 @@
+"""csrc under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, on every instruction set of this machine.
+
+    python -m reliability.sanitizers           the short form, as in CI
+    python -m reliability.sanitizers --save    the full form, with planted faults: recorded
+
+Two builds (build/sanitized-*, kept), and on them: tests/isa (every function of every kernel table between pages that
+nobody may touch, and a model through the ops), the pool with callers, resizes and forks at once, the random cases of
+every op, tests of arguments, the binding and (in the full form) stops and packing, and Python threads that generate at once. The first report
+ends a program, and its text is printed. The full form then plants faults in a copy of the checkout, each of which must
+be reported: a sanitizer that sees nothing would pass everything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from . import record
+from .sanitized import ROOT, Build
+
+TITLE = "Sanitizers"
+NAMES = {"address": "AddressSanitizer, UndefinedBehaviorSanitizer", "thread": "ThreadSanitizer"}
+REPORT = re.compile(r"(?:SUMMARY|ERROR|WARNING): \w+Sanitizer: .*|.*: runtime error: .*")
+NOT_RUN = {
+    "NEON": "its tables run under qemu-user, which has no room for the sanitizers' shadow memory; there tests/isa runs them "
+            "between pages that nobody may touch",
+}  # fmt: skip
+SECONDS = 3600  # a program that takes longer hangs
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A program on a build. proof: what it prints where it did its work. module: it is run by Python."""
+
+    what: str
+    kind: str
+    isa: str
+    arguments: tuple[str, ...]
+    proof: str
+    module: bool = True
+
+    def command(self, build: Build) -> list[str]:
+        if self.module:
+            return [sys.executable, "-m", *self.arguments]
+        return [str(build.program(self.arguments[0])), *self.arguments[1:]]
+
+    def run(self, build: Build) -> dict[str, Any]:
+        """seconds: of processors, which others' work on the machine does not lengthen."""
+        with tempfile.TemporaryFile("w+", errors="replace") as kept:
+            program = subprocess.Popen(self.command(build), stdout=kept, stderr=kept, cwd=build.source,
+                                       env=build.environment(python=self.module))  # fmt: skip
+            hanging = threading.Timer(SECONDS, program.kill)
+            hanging.start()
+            _, status, used = os.wait4(program.pid, 0)
+            hanging.cancel()
+            program.returncode = os.waitstatus_to_exitcode(status)
+            kept.seek(0)
+            output = kept.read()
+        passed = program.returncode == 0 and re.search(self.proof, output) is not None
+        return {"what": self.what, "sanitizer": self.kind, "isa": self.isa, "seconds": used.ru_utime + used.ru_stime,
+                "passed": passed, "reports": REPORT.findall(output)[:3], "output": "" if passed else output[-6000:]}  # fmt: skip
+
+
+def native(kind: str, isa: str) -> list[Trial]:
+    """Of the kernels between fences there is nothing that ThreadSanitizer could see."""
+    threads = Trial("pool, forks, generation at once from C++", kind, isa, ("threads_test", isa), f"{isa}: passed", False)
+    kernels = Trial("kernels and a model between fences", kind, isa, ("isa_test", isa), f"{isa}: passed", False)
+    return [threads, kernels] if kind == "address" else [threads]
+
+
+def generation(kind: str, isa: str, tokens: int, rounds: int) -> Trial:
+    arguments = ("reliability.concurrent_generation", "--isa", isa, "--new-tokens", str(tokens), "--rounds", str(rounds))
+    return Trial("Python threads generate at once", kind, isa, arguments, "threads made .* alone: none")
+
+
+# Tests without transformers, which takes a minute to import under a sanitizer, and whose random ones are short.
+TESTS = ("test_op_arguments", "test_binding", "test_ops_edges", "test_advance_op")
+MORE_TESTS = ("test_stops_rules", "test_stops_code", "test_ops_pack", "test_ops_rows", "test_ops_idle")
+
+
+def tests(names: Sequence[str]) -> tuple[str, ...]:
+    return ("pytest", "-q", "-p", "no:cacheprovider", "-k", "not cuda", *(f"tests/{name}.py" for name in names))
+
+
+def trials(isas: Sequence[str], *, full: bool) -> list[Trial]:
+    """The longest first."""
+    cases = 1500 if full else 90
+    found = [Trial("tests of arguments and the binding", "address", "all", tests(TESTS), r"\d+ passed")]
+    if full:
+        found += [Trial("tests of stops and of packing", "address", "all", tests(MORE_TESTS), r"\d+ passed")]
+    for isa in isas:
+        device = f"cpu-{isa}"
+        found += [Trial("random cases of every op", "address", isa,
+                        ("reliability.properties", "--devices", device, "--cases", str(cases)), "cases, 0 failed")]  # fmt: skip
+        found += [generation(kind, isa, 16 if full else 6, 2 if full else 1) for kind in NAMES]
+    return found + [trial for kind in NAMES for isa in isas for trial in native(kind, isa)]
+
+
+# ---- Planted faults ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fault:
+    """what is planted: text of a file replaced; who must report it, and the words of the report."""
+
+    what: str
+    path: str
+    text: str
+    replacement: str
+    trial: Trial
+    report: str
+
+
+def faults(isa: str) -> list[Fault]:
+    threads = native("thread", isa)[0]
+    shared = ("scratch that all threads share", "csrc/cpu/attention.cpp", "    float scaled[", "    static float scaled[")
+    return [
+        Fault("a region that does not wait for its workers", "csrc/cpu/pool.cpp", "active_.load() != 0;", "false;", threads,
+              "ThreadSanitizer: (data race|heap-use-after-free)"),
+        Fault(*shared, threads, "ThreadSanitizer: data race"),
+        Fault(*shared, generation("thread", isa, 8, 2), "ThreadSanitizer: data race"),
+        Fault("a loop that goes one row too far", "csrc/cpu/advance.cpp", "b < rows;", "b <= rows;",
+              generation("address", isa, 8, 1), "AddressSanitizer: heap-buffer-overflow"),
+        Fault("a sum of int32 that overflows", "csrc/cpu/advance.cpp",
+              "left = static_cast<int32_t>(static_cast<uint32_t>(left) - 1u);", "left = left - 1;",
+              Trial("tests of advance", "address", "all", tests(["test_advance_op"]), r"\d+ passed"),
+              "signed integer overflow"),
+    ]  # fmt: skip
+
+
+def plant(isa: str, jobs: int) -> list[dict[str, Any]]:
+    """Plants the faults one after another in a copy of the checkout; for each whether it was reported."""
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for name in filter(None, names.split("\0")):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copy / name)
+        for fault in tqdm(faults(isa), desc="planted faults"):
+            path = copy / fault.path
+            right = path.read_text()
+            if right.count(fault.text) != 1:
+                raise ValueError(f"{fault.path}: {fault.text!r} stands {right.count(fault.text)} times in it, expected once")
+            path.write_text(right.replace(fault.text, fault.replacement))
+            build = Build(fault.trial.kind, copy)
+            build.make(jobs)
+            made = fault.trial.run(build)
+            path.write_text(right)
+            text = "\n".join(made["reports"])
+            found = not made["passed"] and re.search(fault.report, text) is not None
+            results.append({"fault": fault.what, "file": fault.path, "by": fault.trial.what, "sanitizer": fault.trial.kind,
+                            "found": found, "report": text, "output": "" if found else made["output"]})  # fmt: skip
+    return results
+
+
+# ---- The record --------------------------------------------------------------------------------
+
+
+def section(found: dict[str, Any]) -> str:
+    rows = found["results"]
+    isas = [isa for isa in dict.fromkeys(row["isa"] for row in rows) if isa != "all"]
+    lines = [
+        f"{len(rows)} programs on builds with sanitizers, {sum(not row['passed'] for row in rows)} with a report. Processor seconds of each:", "",
+        f"| | sanitizers | {' | '.join(isas)} |", "|---" * (2 + len(isas)) + "|",
+    ]  # fmt: skip
+    for what, kind in dict.fromkeys((row["what"], row["sanitizer"]) for row in rows):
+        of = {row["isa"]: f"{row['seconds']:.0f}{'' if row['passed'] else ' FAILED'}" for row in rows
+              if (row["what"], row["sanitizer"]) == (what, kind)}  # fmt: skip
+        lines.append(f"| {what} | {NAMES[kind]} | {' | '.join(of.get(isa, of.get('all', '-')) for isa in isas)} |")
+    planted = found["planted"]
+    lines += ["", f"Faults planted in a copy of the sources: {len(planted)}, reported {sum(row['found'] for row in planted)}:", ""]
+    lines += [f"- {row['fault']} (`{row['file']}`), by \"{row['by']}\" with {NAMES[row['sanitizer']]}"
+              f"{'' if row['found'] else ': NOT FOUND'}" for row in planted]  # fmt: skip
+    lines += [""] + [f"Not run: {name}: {why}." for name, why in NOT_RUN.items()]
+    lines += ["Python and torch themselves are not built with sanitizers: what they alone do to memory is not seen."]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m reliability.sanitizers", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilers and programs at once")
+    parser.add_argument("--save", action="store_true", help="the full form; writes the record that docs/reliability.md shows")
+    args = parser.parse_args()
+    from codegen_fast import ops
+
+    with record.recording("sanitizers", threads=3, save=args.save) as made:
+        start = time.monotonic()
+        for kind in NAMES:
+            Build(kind).make(args.jobs)
+        made["build_seconds"] = time.monotonic() - start
+        print(f"built in {made['build_seconds']:.0f} s")
+        chosen = trials(ops.cpu_isas(), full=args.save)
+        made["results"], made["planted"] = [], []
+        with ThreadPoolExecutor(args.jobs) as pool:
+            for row in tqdm(pool.map(lambda trial: trial.run(Build(trial.kind)), chosen), total=len(chosen)):
+                made["results"].append(row)
+                tqdm.write(f"{'passed' if row['passed'] else 'FAILED'}: {row['what']}, {row['sanitizer']}, {row['isa']}, "
+                           f"{row['seconds']:.0f} s{row['output'] and chr(10) + row['output']}")  # fmt: skip
+        if args.save:
+            made["planted"] = plant(ops.cpu_isas()[0], args.jobs)
+    for row in made["planted"]:
+        print(f"{'found' if row['found'] else 'NOT FOUND'}: {row['fault']}: {row['report']}{row['output']}")
+    right = all(row["passed"] for row in made["results"]) and all(row["found"] for row in made["planted"])
+    print(f"sanitizers: {len(chosen)} programs, {sum(not row['passed'] for row in made['results'])} failed, "
+          f"{time.monotonic() - start:.0f} s")  # fmt: skip
+    return 0 if right else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
