@@ -32,10 +32,11 @@ class BuildFailed(Exception):
 
 @dataclass(frozen=True)
 class Build:
-    """kind: "address" (and undefined behaviour) or "thread". source: the checkout that is built."""
+    """kind: "address" (and undefined behaviour) or "thread". source: the checkout that is built. programs: of tests/isa."""
 
     kind: str
     source: Path = ROOT
+    programs: tuple[str, ...] = ("isa_test", "threads_test")
 
     @property
     def folder(self) -> Path:
@@ -53,9 +54,8 @@ class Build:
             f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             "-DCODEGEN_FAST_CUDA=off", f"-DCODEGEN_FAST_SANITIZE={FLAGS[self.kind]}",
         ]  # fmt: skip
-        targets = ["_C", "isa_test", "threads_test"]
         site = self.folder / "site"
-        for command in (configure, ["cmake", "--build", self.folder, "-j", str(jobs), "--target", *targets],
+        for command in (configure, ["cmake", "--build", self.folder, "-j", str(jobs), "--target", "_C", *self.programs],
                         ["cmake", "--install", self.folder, "--prefix", site]):  # fmt: skip
             done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
             if done.returncode:

@@ -74,11 +74,16 @@ def chosen(chance: Chance, rows: int):
     return temperatures, knobs, at_least, params, filters
 
 
-def of_rows(params, filters, part):
-    """params and filters of these rows."""
-    return [params[i] for i in part], {
-        name: [values[i] for i in part] if name in FILTERS else values for name, values in filters.items()
-    }
+def of_every_row(device: Device, chance: Chance, call, logits: torch.Tensor, gap: int, params, filters) -> torch.Tensor:
+    """What ``call``, one of calls.sample and calls.filter_logits, gives for all rows."""
+
+    def op(part):
+        own = {name: [values[i] for i in part] if name in FILTERS else values for name, values in filters.items()}
+        return (call(device, logits[part], [params[i] for i in part], gap=gap, **own),)
+
+    got = everywhere(device, chance, lambda: op(list(range(len(logits)))))
+    rows_alone(chance, op, got)
+    return got[0]
 
 
 def filter_logits(device: Device, chance: Chance) -> None:
@@ -86,13 +91,8 @@ def filter_logits(device: Device, chance: Chance) -> None:
     logits, gap = logits_of(chance, rows, vocab), chance.gaps()[0]
     temperatures, knobs, at_least, params, filters = chosen(chance, rows)
 
-    def op(part):
-        own, more = of_rows(params, filters, part)
-        return (calls.filter_logits(device, logits[part], own, gap=gap, **more),)
-
-    got = everywhere(device, chance, lambda: op(list(range(rows))))
-    rows_alone(chance, op, got)
-    for i, (row, scores) in enumerate(zip(logits, got[0])):
+    got = of_every_row(device, chance, calls.filter_logits, logits, gap, params, filters)
+    for i, (row, scores) in enumerate(zip(logits, got)):
         if temperatures[i] == 0:
             assert torch.equal(bits(scores), bits(row)), f"row {i} of temperature 0 changed"
             continue
@@ -114,14 +114,9 @@ def sample(device: Device, chance: Chance) -> None:
         logits[chance.randrange(rows)] = chance.choice((-math.inf, math.nan, math.inf))
     _, _, _, params, filters = chosen(chance, rows)
 
-    def op(part):
-        own, more = of_rows(params, filters, part)
-        return (calls.sample(device, logits[part], own, gap=gap, **more),)
-
-    got = everywhere(device, chance, lambda: op(list(range(rows))))
-    rows_alone(chance, op, got)
+    got = of_every_row(device, chance, calls.sample, logits, gap, params, filters)
     scores = calls.filter_logits(device, logits, params, **filters)
-    for i, (row, token, (temperature, _, _, *place)) in enumerate(zip(scores, got[0].tolist(), params)):
+    for i, (row, token, (temperature, _, _, *place)) in enumerate(zip(scores, got.tolist(), params)):
         if logits[i].max() == math.inf:
             assert token == -1, f"row {i} with an infinite logit"
             continue
