@@ -6,14 +6,15 @@
 
 A case is an op of one device with shapes, types, gaps between rows, batches and page tables that follow from its name.
 Its result must be within the derived bounds of tests/bounds.py (codes, tokens and edited logits: equal); everything
-around outputs must keep its poison and inputs their bits; the bits must be the same with other numbers of threads (in the
-emulator: of multiprocessors), at other addresses, and for some of its rows alone.
+around outputs must keep its poison and inputs their bits; the bits must be the same with other numbers of threads (in
+the emulator: of multiprocessors), at other addresses, and for some of its rows alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ from . import record
 
 TITLE = "Random cases of every op"
 SHOWN = 10  # failures that are printed in full
+# What of a case's types is counted: how a property calls it, and the page.
+DRAWN = {"types": "weights", "kind": "weights", "act": "activations", "cache": "cache"}
 EMULATED_SHARE = 0.1  # of all cases: an emulated one takes ten times as long
 
 
@@ -35,7 +38,8 @@ def plan(cases: int, devices: Sequence[Device], operations: Sequence[str]) -> di
     share = EMULATED_SHARE if len(emulated) < len(devices) else 1.0
     counts = {}
     for device in devices:
-        of_device = cases * share if device.emulated else cases * (1 - share * len(emulated)) / (len(devices) - len(emulated))
+        others = len(devices) - len(emulated)
+        of_device = cases * share if device.emulated else cases * (1 - share * len(emulated)) / others
         for op in operations:
             counts[device.name, op] = max(1, -(-int(of_device) // len(operations)))
     return counts
@@ -46,17 +50,19 @@ def run(counts: dict[tuple[str, str], int]) -> tuple[list[dict[str, Any]], list[
     rows, failed = [], []
     with tqdm(total=sum(counts.values()), unit="case", mininterval=5) as progress:
         for (device, op), count in counts.items():
-            start = time.monotonic()
+            start, types = time.monotonic(), Counter()
             for number in range(count):
                 name = f"{device}/{op}/{number}"
                 try:
-                    properties.run_case(name)
+                    drawn = properties.run_case(name)
+                    types.update(f"{what} {drawn[name]}" for name, what in DRAWN.items() if name in drawn)
                 except properties.CaseFailed as failure:
                     failed.append(name)
                     if len(failed) <= SHOWN:
                         tqdm.write(str(failure))
                 progress.update()
-            rows.append({"device": device, "op": op, "cases": count, "seconds": time.monotonic() - start})
+            seconds = time.monotonic() - start
+            rows.append({"device": device, "op": op, "cases": count, "seconds": seconds, "types": types})
     return rows, failed
 
 
@@ -65,14 +71,20 @@ def section(found: dict[str, Any]) -> str:
     devices = list(dict.fromkeys(row["device"] for row in rows))
     cases = {(row["device"], row["op"]): row["cases"] for row in rows}
     lines = [
-        f"{sum(cases.values()):,} random cases, {len(found['failed'])} of them failed: shapes, weight and cache types, gaps between "
-        "rows, ragged batches, page tables (also shared ones), prompts cut into chunks. Asked of each: results within bounds "
+        f"{sum(cases.values()):,} random cases, {len(found['failed'])} of them failed: shapes, types, gaps between rows, "
+        "ragged batches, page tables (also shared ones), prompts cut into chunks. Asked of each: results within bounds "
         "derived from the float64 reference, poison around outputs and inputs untouched, the same bits on any number of "
         "threads and for rows alone. `--case NAME` runs one again.", "",
         f"| op | {' | '.join(devices)} |", "|---" * (1 + len(devices)) + "|",
     ]  # fmt: skip
     for op in dict.fromkeys(row["op"] for row in rows):
         lines.append(f"| {op} | {' | '.join(str(cases[device, op]) for device in devices)} |")
+    drawn = {device: Counter() for device in devices}
+    for row in rows:
+        drawn[row["device"]].update(row["types"])
+    lines += ["", f"| types of operands | {' | '.join(devices)} |", "|---" * (1 + len(devices)) + "|"]
+    for name in sorted(set().union(*drawn.values())):
+        lines.append(f"| {name} | {' | '.join(str(drawn[device][name] or '-') for device in devices)} |")
     if found["failed"]:
         lines += ["", f"Failed: {', '.join(found['failed'])}."]
     left_out = [f"{name} ({why})" for name, why in found["not_run"].items()]

@@ -50,20 +50,20 @@ def missing_devices() -> dict[str, str]:
     return missing
 
 
-def run_case(name: str) -> None:
-    """Runs the case of that name; CaseFailed where it does not hold."""
+def run_case(name: str) -> dict[str, str]:
+    """Runs the case of that name, and says what was drawn for it; CaseFailed where it does not hold."""
     place, _, rest = name.partition("/")
     op, _, number = rest.partition("/")
     found = {device.name: device for device in devices()}
     if place not in found or op not in PROPERTIES or not number.isdecimal():
-        raise ValueError(f"case is {name!r}; expected DEVICE/OP/NUMBER with one of the devices {', '.join(found)} and one "
-                         f"of {', '.join(PROPERTIES)}")
+        raise ValueError(f"case is {name!r}; expected DEVICE/OP/NUMBER with one of the devices {', '.join(found)} and "
+                         f"one of {', '.join(PROPERTIES)}")
     device = found[place]
-    # Instruction sets share their cases: what differs between them is the device alone.
-    chance = Chance(f"{device.backend}/{op}/{number}", small=device.emulated)
+    chance = Chance(name, small=device.emulated)
     try:
         with device.running():
             PROPERTIES[op](device, chance)
     except Exception as error:
         told = f"{type(error).__name__}: {error}" if not isinstance(error, AssertionError) else str(error)
         raise CaseFailed(f"python -m reliability.properties --case {name}\n  {told}\n  {chance.told()}") from error
+    return chance.drawn()

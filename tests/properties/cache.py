@@ -24,7 +24,8 @@ def beginnings(chance: Chance, sequences: list[Asked], page_size: int) -> list[t
     """(which sequence it is of, what is asked): each of them, and some that share the pages of its beginning."""
     asked = []
     for i, sequence in enumerate(sequences):
-        for length in [sequence.length] + [chance.randint(1, sequence.length) for _ in range(chance.choice((0, 0, 1, 2)))]:
+        shorter = [chance.randint(1, sequence.length) for _ in range(chance.choice((0, 0, 1, 2)))]
+        for length in [sequence.length, *shorter]:
             new = 0 if chance.random() < 0.1 else min(length, max(1, chance.tokens()))
             asked.append((i, Asked(sequence.pages[: -(-length // page_size)], length, new)))
     chance.shuffle(asked)

@@ -29,8 +29,11 @@ class Chance(random.Random):
         values = tuple(drawn.values())
         return values[0] if len(values) == 1 else values
 
+    def drawn(self) -> dict[str, str]:
+        return {name: str(value).removeprefix("torch.") for name, value in self._drawn.items()}
+
     def told(self) -> str:
-        return ", ".join(f"{name} {value}" for name, value in self._drawn.items())
+        return ", ".join(f"{name} {value}" for name, value in self.drawn().items())
 
     def size(self, most: int) -> int:
         """1 to most: small ones, those at an edge, and any."""

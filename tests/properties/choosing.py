@@ -163,15 +163,18 @@ def edit_logits(device: Device, chance: Chance) -> None:
 
 
 def advance(device: Device, chance: Chance) -> None:
-    rows, columns, slots = chance.note(rows=chance.size(70), columns=chance.choice((0, 1, 3, 9)), slots=chance.randint(1, 4))
+    rows, columns = chance.note(rows=chance.size(70), columns=chance.choice((0, 1, 3, 9)))
+    slots = chance.note(slots=chance.randint(1, 4))
 
     def numbers(low, high):
         return [chance.randint(low, high) for _ in range(rows)]
 
     start = chance.choice((0, 1, 5, 2**40))
-    lists = [numbers(0, 50), numbers(0, 6), numbers(1, 4), [[chance.randint(0, 99) for _ in range(columns)] for _ in range(rows)]]
-    eos, types = [chance.randint(0, 12) for _ in range(chance.choice((0, 1, 3)))], (torch.int64, torch.int32, torch.int32)
-    state = [Fenced((rows,), dtype, values=torch.tensor(values), memory=device.memory) for values, dtype in zip(lists, types)]
+    lists = [numbers(0, 50), numbers(0, 6), numbers(1, 4),
+             [[chance.randint(0, 99) for _ in range(columns)] for _ in range(rows)]]  # fmt: skip
+    eos = [chance.randint(0, 12) for _ in range(chance.choice((0, 1, 3)))]
+    state = [Fenced((rows,), dtype, values=torch.tensor(values), memory=device.memory)
+             for values, dtype in zip(lists, (torch.int64, torch.int32, torch.int32))]  # fmt: skip
     history = Fenced((rows, columns), torch.int32, gap=chance.gaps()[0], memory=device.memory,
                      values=torch.tensor(lists[3], dtype=torch.int32).reshape(rows, columns))  # fmt: skip
     step = Fenced((1,), torch.int64, values=torch.tensor([start]), memory=device.memory)

@@ -30,9 +30,8 @@ def spoils_its_own_row_alone(chance: Chance, x: torch.Tensor, column: int, op, w
 
 def output_product(device: Device, chance: Chance) -> None:
     types, phase, gaps = chance.types(device), chance.phase(), chance.gaps()
-    segments, rows, tokens = chance.note(
-        segments=tuple(chance.columns() for _ in range(chance.choice((1, 2)))), rows=chance.size(100), tokens=chance.tokens()
-    )
+    segments = chance.note(segments=tuple(chance.columns() for _ in range(chance.choice((1, 2)))))
+    rows, tokens = chance.note(rows=chance.size(100), tokens=chance.tokens())
     w, bias = tuple(chance.normal(rows, columns) for columns in segments), chance.normal(rows)
     x, act = chance.normal(tokens, rows).to(types.act), chance.activations(tokens, sum(segments), types.act)
     packed = calls.pack(device, [w], types.kind)

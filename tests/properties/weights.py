@@ -57,7 +57,8 @@ def pack(device: Device, chance: Chance) -> None:
         n = chance.randint(0, sections[section] - first)
         dtype = chance.choice(SOURCES)
         got = ops.unpack(weight, n, dtype, section=section, row=first, segment=segment).cpu()
-        assert torch.equal(got, as_stored(source, kind, dtype)[first : first + n]), f"section {section}, segment {segment}"
+        expected = as_stored(source, kind, dtype)[first : first + n]
+        assert torch.equal(got, expected), f"section {section}, segment {segment}"
 
 
 def pack_quantized(device: Device, chance: Chance) -> None:
