@@ -28,7 +28,8 @@ def works(quantizations: tuple[str | None, ...], new_tokens: int) -> dict[str, C
     ids = tokenizer(PROMPT, return_tensors="pt").input_ids
     made = {}
     for quantization in quantizations:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization=quantization, device="cpu")
+        own = dict(dtype=torch.float32, quantization=quantization, device="cpu")
+        model = AutoModelForCausalLM.from_pretrained(folder, **own)
 
         def generate(model=model, **knobs):
             return model.generate(ids, max_new_tokens=new_tokens, pad_token_id=0, **knobs)
@@ -70,7 +71,8 @@ def main() -> int:
         for thread in threads:
             thread.join()
     tokens = args.rounds * sum(made.numel() for made in alone.values())
-    print(f"{args.isa}: {len(todo)} threads made {tokens} tokens at once; other tokens than alone: {', '.join(wrong) or 'none'}")
+    print(f"{args.isa}: {len(todo)} threads made {tokens} tokens at once; "
+          f"other tokens than alone: {', '.join(wrong) or 'none'}")  # fmt: skip
     return 1 if wrong else 0
 
 
