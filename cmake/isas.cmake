@@ -18,6 +18,9 @@ set(CODEGEN_FAST_ISA_FLAGS_neon_dotprod -DCODEGEN_FAST_NEON -march=armv8.2-a+dot
 # GCC gathers the prefetches of an unrolled loop at its beginning, where they wait for each other: -fno-schedule-insns2
 # leaves them where the source has them (int8 in groups, one row, 2 cores of Zen 4, best passes: 50 GB/s and 53 so).
 set(CODEGEN_FAST_KERNEL_FLAGS -O3 $<$<CXX_COMPILER_ID:GNU>:-fno-schedule-insns2>)
+if(CODEGEN_FAST_SANITIZE)
+  set(CODEGEN_FAST_KERNEL_FLAGS "")
+endif()
 
 set(CODEGEN_FAST_KERNELS ${CMAKE_CURRENT_LIST_DIR}/../csrc/cpu/kernels/kernels.cpp)
 

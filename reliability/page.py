@@ -21,6 +21,8 @@ command that repeats it, and the machine, the day and the commit of the run that
 PARTS: tuple[str, ...] = (
     "numerics",
     "versions",
+    "sanitizers",
+    "properties",
 )
 
 

@@ -36,7 +36,7 @@ def scratch(device: Device, nbytes: int) -> fences.Scratch:
 def norm_of(device: Device, norm) -> ops.Norm:
     """norm: (weight, bias, eps)."""
     weight, bias, eps = norm
-    return ops.Norm(weight.to(device.memory), bias.to(device.memory), eps)
+    return ops.Norm(guarded(device, weight), guarded(device, bias), eps)
 
 
 def new_weight(device: Device, kind: str, sections, segments) -> ops.PackedWeight:
@@ -112,7 +112,7 @@ class Pool:
 def make_batch(device: Device, sequences: List[Asked]) -> ops.Batch:
     """The batch of one call; entries of the page table behind a sequence's last page must not be looked at."""
     max_pages = max([len(s.pages) for s in sequences], default=0) + 2
-    table = torch.full((len(sequences), max_pages + ROW_GAP), 2**30, dtype=torch.int32)
+    table = torch.full((len(sequences), max_pages), 2**30, dtype=torch.int32)
     start = [0]
     for b, sequence in enumerate(sequences):
         table[b, : len(sequence.pages)] = torch.tensor(sequence.pages, dtype=torch.int32)
@@ -121,7 +121,7 @@ def make_batch(device: Device, sequences: List[Asked]) -> ops.Batch:
     return ops.Batch(
         guarded(device, torch.tensor(start, dtype=torch.int32)),
         guarded(device, torch.tensor(lengths, dtype=torch.int32)),
-        table.to(device.memory)[:, :max_pages],
+        guarded(device, table, ROW_GAP),
         start[-1],
         max(lengths, default=0),
     )
@@ -143,46 +143,60 @@ def layer_norm(device: Device, x: Tensor, norm, *, gaps: tuple[int, int] = (0, 0
     return out.check().cpu()
 
 
-def input_product(device, x, norm, w, bias, table, n_head, pool, sequences, phase) -> tuple[Tensor, Tensor]:
+# gaps, where an op takes them: between the rows of its outputs and of its activations
+
+
+def input_product(
+    device, x, norm, w, bias, table, n_head, pool, sequences, phase, *, gaps: tuple[int, int] = (0, 0)
+) -> tuple[Tensor, Tensor]:
     """q (T, rows of q) and act (T, rows of fc_in); k and v go to the pool."""
     tokens, d, inner = len(x), w.sections[0], w.sections[3]
-    q, act = fenced(device, (tokens, d), x.dtype), fenced(device, (tokens, d + inner), x.dtype)
+    q, act = (fenced(device, (tokens, width), x.dtype, gap=gaps[0]) for width in (d, d + inner))
     workspace = scratch(device, ops.input_product_workspace(tokens, w))
     ops.input_product(
-        q.tensor, act.tensor, pool.pages, guarded(device, x), norm_of(device, norm), w, guarded(device, bias),
+        q.tensor, act.tensor, pool.pages, guarded(device, x, gaps[1]), norm_of(device, norm), w, guarded(device, bias),
         guarded(device, table), n_head, make_batch(device, sequences), phase == "decode", workspace.tensor,
     )  # fmt: skip
     workspace.check()
     return q.check().cpu().clone(), act.check((..., slice(d, None)))[:, d:].cpu().clone()
 
 
-def attention(device: Device, q: Tensor, n_head: int, pool: Pool, sequences, phase: str, inner: int = 3) -> Tensor:
+def attention(
+    device: Device, q: Tensor, n_head: int, pool: Pool, sequences, phase: str, inner: int = 3,
+    *, gaps: tuple[int, int] = (0, 0),
+) -> Tensor:  # fmt: skip
     """(T, d): the first d columns of act; the others stay as they are."""
     tokens, d = q.shape
-    act = fenced(device, (tokens, d + inner), q.dtype)
+    act = fenced(device, (tokens, d + inner), q.dtype, gap=gaps[0])
     batch = make_batch(device, sequences)
     nbytes = ops.attention_workspace(tokens, n_head, d // n_head, batch.max_seq_len, device.memory.type)
     workspace = scratch(device, nbytes)
-    ops.attention(act.tensor, guarded(device, q), pool.pages, n_head, batch, phase == "decode", workspace.tensor)
+    ops.attention(act.tensor, guarded(device, q, gaps[1]), pool.pages, n_head, batch, phase == "decode", workspace.tensor)
     workspace.check()
     return act.check((..., slice(0, d)))[:, :d].cpu().clone()
 
 
-def output_product(device: Device, x: Tensor, act: Tensor, w: ops.PackedWeight, bias: Tensor, phase: str) -> Tensor:
-    out = fenced(device, x.shape, x.dtype, values=x)
+def output_product(
+    device: Device, x: Tensor, act: Tensor, w: ops.PackedWeight, bias: Tensor, phase: str,
+    *, gaps: tuple[int, int] = (0, 0),
+) -> Tensor:  # fmt: skip
+    out = fenced(device, x.shape, x.dtype, gap=gaps[0], values=x)
     workspace = scratch(device, ops.output_product_workspace(len(x), w))
     ops.output_product(
-        out.tensor, guarded(device, act), w, guarded(device, bias), phase == "decode", workspace.tensor
+        out.tensor, guarded(device, act, gaps[1]), w, guarded(device, bias), phase == "decode", workspace.tensor
     )
     workspace.check()
     return out.check().cpu().clone()
 
 
-def lm_head(device: Device, x: Tensor, rows: Tensor, norm, w: ops.PackedWeight, bias: Tensor, phase: str) -> Tensor:
-    logits = fenced(device, (len(rows), w.out_features), torch.float32)
+def lm_head(
+    device: Device, x: Tensor, rows: Tensor, norm, w: ops.PackedWeight, bias: Tensor, phase: str,
+    *, gaps: tuple[int, int] = (0, 0),
+) -> Tensor:  # fmt: skip
+    logits = fenced(device, (len(rows), w.out_features), torch.float32, gap=gaps[0])
     workspace = scratch(device, ops.lm_head_workspace(len(rows), w))
     ops.lm_head(
-        logits.tensor, guarded(device, x), guarded(device, rows), norm_of(device, norm), w, guarded(device, bias),
+        logits.tensor, guarded(device, x, gaps[1]), guarded(device, rows), norm_of(device, norm), w, guarded(device, bias),
         phase == "decode", workspace.tensor,
     )  # fmt: skip
     workspace.check()

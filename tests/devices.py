@@ -75,6 +75,12 @@ class Device:
         return own + tuple(Types(act, "int8") for act in self.acts)
 
     @property
+    def every_type(self) -> tuple[Types, ...]:
+        """``types``, and int4 in larger groups."""
+        more = cases.INT4_KINDS[1:] if self.backend == "cpu" else ()
+        return self.types + tuple(Types(torch.float32, kind) for kind in more)
+
+    @property
     def kinds(self) -> tuple[str, ...]:
         """The types of weights that the backend packs."""
         return tuple(dict.fromkeys(types.kind for types in self.types))

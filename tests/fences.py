@@ -16,6 +16,8 @@ from torch import Tensor
 
 FENCE = 61  # elements on either side
 _lead = FENCE  # elements before a tensor that is made now
+_inputs: list[tuple[Tensor, Tensor]] = []  # buffers of inputs and what they hold, where they are watched
+_watching = False
 
 
 @contextmanager
@@ -27,6 +29,22 @@ def aligned() -> Iterator[None]:
         yield
     finally:
         _lead = FENCE
+
+
+@contextmanager
+def unchanged(*others: Tensor) -> Iterator[None]:
+    """Asserts that the block changes no bit of the ``guarded`` inputs made in it, of what surrounds them, and of
+    ``others``."""
+    global _watching
+    _watching = True
+    _inputs[:] = [(other, other.clone()) for other in others]
+    try:
+        yield
+        for buffer, before in _inputs:
+            assert torch.equal(bits(buffer), bits(before)), f"an input of {tuple(buffer.shape)} elements was written"
+    finally:
+        _watching = False
+        _inputs.clear()
 
 
 def _strided(buffer: Tensor, shape: tuple[int, ...], gap: int, before: int) -> Tensor:
@@ -106,9 +124,16 @@ def guarded(values: Tensor, gap: int = 0, memory: torch.device | str = "cpu") ->
         part.fill_(poison)
     inside = _strided(buffer, tuple(values.shape), gap, _lead)
     inside.copy_(values)
+    if _watching:
+        _inputs.append((buffer, buffer.clone()))
     return inside
 
 
 def bits(t: Tensor) -> Tensor:
     """The bytes of a tensor, for comparisons where NaN equals NaN and 0.0 differs from -0.0."""
     return t.contiguous().view(torch.uint8)
+
+
+def same(got: Tensor, wanted: Tensor) -> bool:
+    """Equal values; NaN equals NaN."""
+    return torch.equal(got.isnan(), wanted.isnan()) and torch.equal(got.nan_to_num(nan=0.5), wanted.nan_to_num(nan=0.5))

@@ -10,7 +10,7 @@ import pytest
 import reference
 import torch
 from devices import CPU, CUDA, per_device
-from fences import bits
+from fences import bits, same
 from transformers.generation.logits_process import (
     ExponentialDecayLengthPenalty,
     ForcedEOSTokenLogitsProcessor,
@@ -76,11 +76,6 @@ def batch(seed: int, lengths=(1, 2, 3, 4, 5, 12, 40, 300), vocab: int = VOCAB):
 
 def edited(device, logits, histories, prompt_lens, gap=0, **rules):
     return calls.edit_logits(device, logits, calls.logits_rules(device, histories, prompt_lens, **rules), gap=gap)
-
-
-def same(got: torch.Tensor, wanted: torch.Tensor) -> bool:
-    """Equal values; NaN equals NaN."""
-    return torch.equal(got.isnan(), wanted.isnan()) and torch.equal(got.nan_to_num(nan=0.5), wanted.nan_to_num(nan=0.5))
 
 
 @per_device(name=tuple(RULES))

@@ -10,6 +10,7 @@ import reference
 import torch
 from devices import CPU, CUDA, per_device
 from fences import bits
+from filters import FILTERS, NEUTRAL, arguments, check, expected
 from transformers.generation.logits_process import (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
@@ -23,8 +24,6 @@ from transformers.generation.logits_process import (
 from codegen_fast import ops
 
 INF, NAN = math.inf, math.nan
-FILTERS = ("min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-NEUTRAL = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
 
 # One filter each, then combinations.
 KNOBS = (
@@ -44,33 +43,9 @@ KNOBS = (
 COMBINED = KNOBS[-1]
 
 
-def rounded(value: float) -> float:
-    """A parameter as the op sees it."""
-    return float(torch.tensor(value, dtype=torch.float32))
-
-
-def expected(row: torch.Tensor, temperature: float, knobs: dict, at_least: int = 1) -> torch.Tensor:
-    values = {name: value if name == "top_k" else rounded(value) for name, value in (NEUTRAL | knobs).items()}
-    return reference.filtered(row, rounded(temperature), min_tokens_to_keep=at_least, **values)
-
-
-def arguments(temperatures: list[float], knobs: list[dict], at_least: int = 1):
-    """(params, filters) of ``calls.sample``: rows that differ in temperature and knobs."""
-    rows = [NEUTRAL | row for row in knobs]
-    params = [(t, row["top_k"], row["top_p"], i, 0, i) for i, (t, row) in enumerate(zip(temperatures, rows))]
-    filters = {name: [row[name] for row in rows] for name in FILTERS if any(name in row for row in knobs)}
-    return params, filters | {"min_tokens_to_keep": at_least}
-
-
 def filtered(device, logits, temperatures, knobs, at_least=1, gap=0):
     params, filters = arguments(temperatures, knobs, at_least)
     return calls.filter_logits(device, logits, params, gap=gap, **filters)
-
-
-def check(got: torch.Tensor, wanted: torch.Tensor) -> None:
-    """The same tokens kept, with logits / temperature rounded once (a GPU may multiply by the reciprocal)."""
-    assert torch.equal(got > -INF, wanted > -INF), f"{int((got > -INF).sum())} kept, not {int((wanted > -INF).sum())}"
-    assert torch.allclose(got.double(), wanted, rtol=2.0**-22, atol=0)
 
 
 def rows_of(vocab: int) -> torch.Tensor:

@@ -13,12 +13,13 @@ import math
 import bounds
 import calls
 import cases
+import exact_cache
+import oracle
 import reference
 import torch
-from devices import Device, Types, label, per_device
+from devices import Device, Types, per_device
 from fences import bits
 from reference import Arithmetic
-from test_ops_products import as_given
 
 from codegen_fast import ops
 
@@ -38,37 +39,13 @@ def own(device: Device) -> tuple[torch.dtype, torch.dtype]:
 
 @functools.lru_cache(maxsize=None)
 def exact_values(head_dim: int, lengths: tuple[int, ...]):
-    """(x, w, k, v): k and v (length, H, D) of every sequence hold in every type exactly.
-
-    Rows of +-1 with as many of either sign are their own LayerNorm; a row of the weights adds three of them with
-    weights 1, 1/2 and 1/4 and a power of two for scale, so that every value has 4 significant bits.
-    """
-    width = HEADS[head_dim] * head_dim
-    torch.manual_seed(width)
-    half = torch.cat([torch.ones(width // 2), -torch.ones(width // 2)])
-    x = torch.stack([half[torch.randperm(width)] for _ in range(sum(lengths))])
-    w = torch.zeros(3, width, width)
-    for section in w:
-        for row in section:
-            row[torch.randperm(width)[:3]] = torch.tensor([1.0, 0.5, 0.25]) * 2.0 ** torch.randint(-2, 2, ())
-    k, v = (list((x @ part.T).reshape(-1, HEADS[head_dim], head_dim).split(lengths)) for part in w[1:])
-    return x, w, k, v
+    return exact_cache.values(HEADS[head_dim], head_dim, lengths)
 
 
 @functools.lru_cache(maxsize=4)
-def exact_cache(store: Device, head_dim: int, dtypes: tuple[torch.dtype, torch.dtype], lengths: tuple[int, ...]):
+def filled_cache(store: Device, head_dim: int, dtypes: tuple[torch.dtype, torch.dtype], lengths: tuple[int, ...]):
     """(pool, sequences) that hold the keys and values of ``exact_values``."""
-    act, cache = dtypes
-    x, w, _, _ = exact_values(head_dim, lengths)
-    width = x.shape[1]
-    packed = calls.pack(store, [[section] for section in (*w, torch.ones(1, width))], label(act))
-    still = torch.cat([torch.ones(max(lengths), 1), torch.zeros(max(lengths), 1)], dim=1)  # angle 0 everywhere
-    pool = calls.Pool(cache, width, seed=head_dim, tokens=lengths, device=store)
-    sequences = pool.sequences([(0, length) for length in lengths])
-    norm = (torch.ones(width), torch.zeros(width), 1e-12)
-    n_head = HEADS[head_dim]
-    calls.input_product(store, x.to(act), norm, packed, torch.zeros(1), still, n_head, pool, sequences, "prefill")
-    return pool, sequences
+    return exact_cache.filled(store, HEADS[head_dim], exact_values(head_dim, lengths), lengths, dtypes, seed=head_dim)
 
 
 @functools.lru_cache(maxsize=None)
@@ -83,7 +60,7 @@ def attention_case(head_dim: int, lengths: tuple[int, ...], new: tuple[int, ...]
 
 
 def check_attention(device, head_dim, dtypes, new, phase, sharpness=1.0, lengths=LENGTHS):
-    pool, sequences = exact_cache(device.store, head_dim, dtypes, lengths)
+    pool, sequences = filled_cache(device.store, head_dim, dtypes, lengths)
     q, expected, bound = attention_case(head_dim, lengths, tuple(new), sharpness, dtypes[0])
     asked = [sequence.last(n) for sequence, n in zip(sequences, new)]
     got = calls.attention(device, q.flatten(1), HEADS[head_dim], pool, asked, phase)
@@ -111,7 +88,7 @@ def test_last_position_of_a_full_context(device, phase):
 
 @per_device(phase=cases.PHASES)
 def test_no_tokens(device, phase):
-    pool, sequences = exact_cache(device.store, 16, own(device), LENGTHS)
+    pool, sequences = filled_cache(device.store, 16, own(device), LENGTHS)
     nothing = torch.empty(0, 64, dtype=device.act)
     assert calls.attention(device, nothing, 4, pool, [], phase).shape == (0, 64)
     assert calls.attention(device, nothing, 4, pool, [s.last(0) for s in sequences], phase).shape == (0, 64)
@@ -119,7 +96,7 @@ def test_no_tokens(device, phase):
 
 @per_device(act=Device.acts, phase=cases.PHASES)
 def test_scores_as_large_as_the_type_allows_do_not_overflow(device, act, phase):
-    pool, sequences = exact_cache(device.store, 64, (act, act), LENGTHS)
+    pool, sequences = filled_cache(device.store, 64, (act, act), LENGTHS)
     _, _, _, v = exact_values(64, LENGTHS)
     q = torch.full((len(LENGTHS), 128), min(1e30, torch.finfo(act).max), dtype=act)
     got = calls.attention(device, q, 2, pool, [s.last(1) for s in sequences], phase)
@@ -132,7 +109,7 @@ def test_scores_as_large_as_the_type_allows_do_not_overflow(device, act, phase):
 
 @per_device(dtypes=storage)
 def test_copied_pages_serve_as_well(device, dtypes):
-    pool, sequences = exact_cache(device.store, 20, dtypes, LENGTHS)
+    pool, sequences = filled_cache(device.store, 20, dtypes, LENGTHS)
     q = torch.randn(len(LENGTHS), 80).to(dtypes[0])
     expected = calls.attention(device, q, 4, pool, [s.last(1) for s in sequences], "decode")
     copies = [s.last(1) for s in pool.sequences([(0, n) for n in LENGTHS])]
@@ -178,16 +155,10 @@ def appended_case(dims: cases.Dims, types: Types, cache: torch.dtype, how: Arith
     q, expected, bound = [], [], []
     for x_b in x:
         positions = torch.arange(len(x_b))
-        weights = as_given(sections, types.kind, how)
-        made = reference.input_product(x_b, norm, weights, torch.zeros(dims.inner), table, n_head, positions, how)
-        bound_k, bound_v = (
-            bounds.normed_product(x_b, norm, reference.rounded(w, types.kind), how).reshape(made.k.shape)
-            for w in sections[1:3]
+        made, error = oracle.input_product(
+            x_b, norm, sections, torch.zeros(dims.inner), table, n_head, positions, types.kind, how
         )
-        errors = (
-            bounds.rounding_error(made.k, bounds.rotated(bound_k, made.k), cache),
-            bounds.rounding_error(made.v, bound_v, cache),
-        )
+        errors = bounds.rounding_error(made.k, error.k, cache), bounds.rounding_error(made.v, error.v, cache)
         k, v = made.k.to(cache).double(), made.v.to(cache).double()
         q.append(torch.randn(made.q.shape).to(types.act))
         expected += reference.attention(q[-1:], [k], [v])
@@ -222,7 +193,7 @@ def test_input_product_fills_the_cache(device, case, phase):
 @per_device(phase=cases.PHASES)
 def test_pages_of_others_and_unused_slots_never_matter(device, phase):
     """The same bits whatever stands in the rest of the pool, and in the rest of the last page."""
-    pool, sequences = exact_cache(device.store, 80, (device.act, torch.float16), LENGTHS)
+    pool, sequences = filled_cache(device.store, 80, (device.act, torch.float16), LENGTHS)
     q = torch.randn(len(LENGTHS), 160).to(device.act)
     asked = [s.last(1) for s in sequences]
     expected = calls.attention(device, q, 2, pool, asked, phase)

@@ -11,7 +11,7 @@ import math
 import bounds
 import calls
 import cases
-import quantised
+import oracle
 import reference
 import torch
 from devices import CPUS, Device, Types, per_device
@@ -33,11 +33,6 @@ def wanted(device: Device, dims: cases.Dims, types: Types, phase: str) -> bool:
 
 def random_norm(width: int) -> tuple[torch.Tensor, torch.Tensor, float]:
     return 1 + 0.3 * torch.randn(width), 0.3 * torch.randn(width), 1e-5
-
-
-def as_given(sections, kind: str, how: Arithmetic):
-    """Weights for the reference: rounded to their type here, or quantised by the reference itself."""
-    return sections if how.mode != "exact" else tuple(reference.rounded(w, kind) for w in sections)
 
 
 def check_aligned(device: Device, call, expected: torch.Tensor) -> None:
@@ -68,12 +63,7 @@ def output_case(dims: cases.Dims, rows: int, types: Types, tokens: int, how: Ari
     segments, bias = output_weights(dims, rows)
     torch.manual_seed(tokens)
     act, x = torch.randn(tokens, dims.n_embd + dims.inner).to(types.act), torch.randn(tokens, rows).to(types.act)
-    expected = reference.output_product(x, act, as_given(segments, types.kind, how), bias, how)
-    whole = torch.cat([reference.rounded(w, types.kind) for w in segments], dim=1)
-    n = torch.sqrt(bounds.norm_of_products(act, whole) ** 2 + x.double() ** 2 + bias.double() ** 2)
-    # Each segment's sums round apart; x and the bias are two terms more.
-    bound = bounds.summing((dims.n_embd, dims.inner), how, more=2) * n
-    return x, act, expected, bounds.stored(bound, expected, how.act)
+    return x, act, *oracle.output_product(x, act, segments, bias, types.kind, how)
 
 
 def output_arguments(device: Device, dims: cases.Dims, types: Types, tokens: int, phase: str):
@@ -124,17 +114,7 @@ def head_case(dims: cases.Dims, rows: int, types: Types, how: Arithmetic):
     w, bias, norm = head_weights(dims, rows)
     torch.manual_seed(19)
     x = (torch.randn(19, dims.n_embd) + 0.5).to(types.act)
-    expected = reference.lm_head(x, torch.arange(19), norm, as_given((w,), types.kind, how)[0], bias, how)
-    rounded = reference.rounded(w, types.kind)
-    if how.mode == "grouped":
-        # In two parts: what a code of the first leaves is in the second, where a step is 1/254 of it at most.
-        h = reference.layer_norm(x, *norm)
-        steps = quantised.quantize_with_offsets(h, (h.shape[1],))[1].double().amax(1, keepdim=True) / 254
-        bound = bounds.normed_product(x, norm, rounded, Arithmetic(act=how.act))
-        bound = bound + bounds.through_random(steps.expand_as(h), rounded)
-    else:
-        bound = bounds.normed_product(x, norm, rounded, how)
-    return x, expected, bound + bounds.U * (expected.abs() + bias.abs())
+    return x, *oracle.lm_head(x, norm, w, bias, types.kind, how)
 
 
 def head_arguments(device: Device, dims: cases.Dims, types: Types, phase: str):
@@ -208,17 +188,10 @@ def input_case(dims: cases.Dims, inner: int, types: Types, batch: cases.Ragged, 
         nothing = torch.empty(0, dims.n_embd), torch.empty(0, len(bias))
         return x, nothing[0], nothing[0], nothing[1], nothing[1]
     heads = filled_heads(dims)
-    made = reference.input_product(
-        x, norm, as_given(sections, types.kind, how), bias, table, len(heads), positions, how
-    )
-    bound = bounds.normed_product(x, norm, reference.rounded(sections[0], types.kind), how).reshape(made.q.shape)
-    bound = bounds.stored(bounds.rotated(bound, made.q), made.q, how.act)
+    made, bound = oracle.input_product(x, norm, sections, bias, table, len(heads), positions, types.kind, how)
     q, bound_q = torch.zeros(2, len(x), dims.n_head, dims.head_dim, dtype=torch.float64)  # other heads: exactly 0
-    q[:, heads], bound_q[:, heads] = made.q, bound
-    w = reference.rounded(sections[3], types.kind)
-    size = bias.double().abs() + 4 * bounds.norm_of_products(reference.layer_norm(x, *norm), w)
-    bound_act = bounds.gelu(bounds.normed_product(x, norm, w, how), size)
-    return x, q.flatten(1), bound_q.flatten(1), made.act, bounds.stored(bound_act, made.act, how.act)
+    q[:, heads], bound_q[:, heads] = made.q, bound.q
+    return x, q.flatten(1), bound_q.flatten(1), made.act, bound.act
 
 
 def wanted_input(device: Device, dims: cases.Dims, types: Types, phase: str) -> bool:

@@ -2,9 +2,8 @@
 
     python tests/isa/run.py                all that can be done here
     python tests/isa/run.py --native       this machine's instruction sets alone
-    python tests/isa/run.py --sanitize     the same with AddressSanitizer and UndefinedBehaviorSanitizer
 
-What cannot be done is named with its reason. Exits with 1 where something that was done went wrong.
+python -m reliability.sanitizers builds the same with sanitizers. What cannot be done is named with its reason. Exits with 1 where something that was done went wrong.
 """
 
 from __future__ import annotations
@@ -119,9 +118,9 @@ def test(program: Path, machines: Sequence[Machine]) -> str:
     return bits.pop()
 
 
-def native(*options: str, name: str = "native") -> tuple[Path, str]:
+def native() -> tuple[Path, str]:
     """Tests what this machine executes; the program, and the portable build's bits."""
-    program = build(name, *options)
+    program = build("native")
     return program, test(program, [HERE_ITSELF])
 
 
@@ -148,19 +147,15 @@ def emulated(program: Path, bits: str) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--native", action="store_true")
-    parser.add_argument("--sanitize", action="store_true")
     args = parser.parse_args()
     if why := missing("cmake", "ninja"):
         print(f"instruction sets: nothing tested, {why}")
         return 1
     start = time.monotonic()
     try:
-        if args.sanitize:
-            native("-DCODEGEN_FAST_SANITIZE=ON", name="sanitized")
-        else:
-            program, bits = native()
-            for what in [] if args.native else emulated(program, bits):
-                print(f"NOT DONE: {what}")
+        program, bits = native()
+        for what in [] if args.native else emulated(program, bits):
+            print(f"NOT DONE: {what}")
     except Failed as failure:
         print(f"FAILED: {failure}")
         return 1
