@@ -155,15 +155,13 @@ class _Loader:
 
     def _chunks(self, name: str, start: int = 0, count: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
         """(row, rows) over rows start .. start+count of a matrix, on the device; row counts from `start`."""
-        matrix = self._source.get(name)
-        if matrix.dim() == 3:  # layout.quantized_specs
-            matrix = matrix[0]
-        count = matrix.shape[0] if count is None else count
-        row_bytes = matrix.shape[1] * matrix.element_size()
+        *_, height, width = self._source.shape(name)
+        count = height if count is None else count
+        row_bytes = width * self._source.dtype(name).itemsize
         step = max(1, CHUNK_BYTES // row_bytes)
         for row in range(0, count, step):
-            rows = matrix[start + row:start + min(row + step, count)]
-            # The ops take strided rows of contiguous, aligned elements; some files have neither.
+            rows = self._source.rows(name, start + row, min(step, count - row))
+            # The ops take strided rows of contiguous, aligned elements; some sources have neither.
             if rows.stride(1) != 1 or rows.data_ptr() % rows.element_size():
                 rows = rows.clone(memory_format=torch.contiguous_format)
             yield row, rows.to(self._device)
@@ -171,10 +169,13 @@ class _Loader:
 
     def _check_equal(self, first: str, second: str) -> None:
         """Tied embeddings with an lm_head of its own: one of the two would be ignored."""
-        a, b = self._source.get(first), self._source.get(second)
-        step = max(1, CHUNK_BYTES // (a.shape[1] * a.element_size()))
-        for row in range(0, a.shape[0], step):
-            if not torch.equal(a[row:row + step].float(), b[row:row + step].float()):
+        height, width = self._source.shape(first)
+        step = max(1, CHUNK_BYTES // (4 * width))
+        for row in range(0, height, step):
+            rows = min(step, height - row)
+            # clone: of what the next read overwrites
+            if not torch.equal(self._source.rows(first, row, rows).float().clone(),
+                               self._source.rows(second, row, rows).float()):
                 raise ValueError(f"the config says tie_word_embeddings, and {self._where(second)} differs from "
                                  f"{first}; set tie_word_embeddings to false, or remove one of the two")
 
