@@ -55,6 +55,12 @@ class Client:
     def held(self) -> list[Session | PastKeyValues]:
         return [holder for holder in (self.session, self.past) if holder is not None]
 
+    def let_go(self) -> None:
+        """Of all that is held."""
+        if self.session is not None:
+            self.session.close()
+        self.session = self.past = self.past_ids = None
+
     def model(self) -> CodeGenForCausalLM:
         return self.chance.choice(self.models)
 
@@ -179,7 +185,8 @@ def chat(client: Client) -> None:
         client.session = client.model().session(max_tokens=1500, exact=client.chance.random() < 0.5)
         client.turns = []
     client.turns += client.prompt(60)
-    reply = client.session.generate([client.turns], max_new_tokens=client.steps(32))
+    # The mask, because the end of a text, which also pads, may stand between turns.
+    reply = client.session.generate([client.turns], [[1] * len(client.turns)], max_new_tokens=client.steps(32))
     client.turns = reply[0].tolist()
 
 
@@ -189,8 +196,8 @@ def continued(client: Client) -> None:
         client.past = client.past_ids = None
     if client.past is None:
         client.past_model, client.past_ids = client.model(), torch.tensor([client.prompt()])
-    out = client.past_model.generate(client.past_ids, past_key_values=client.past, max_new_tokens=client.steps(24),
-                                     eos_token_id=None, return_dict_in_generate=True)  # fmt: skip
+    out = client.past_model.generate(client.past_ids, torch.ones_like(client.past_ids), past_key_values=client.past,
+                                     max_new_tokens=client.steps(24), eos_token_id=None, return_dict_in_generate=True)
     client.past, client.past_ids = out.past_key_values, out.sequences
 
 
@@ -254,7 +261,7 @@ def breaking_callbacks(client: Client) -> None:
     else:
         where, ids = client.model(), client.prompt()
     try:
-        where.generate([ids], max_new_tokens=40, eos_token_id=None, **broken)
+        where.generate([ids], [[1] * len(ids)], max_new_tokens=40, eos_token_id=None, **broken)
     except Broken:
         return
     raise AssertionError("an error of a callback did not reach the caller")

@@ -1,9 +1,10 @@
 """Hours of mixed requests: memory stays flat, pages come back, and fixed requests keep their answers to the last bit.
 
 Requests are those of requests.py, on the demo model in float32 and in int8, with pauses in between. After each one the
-pages of all caches are counted; after every few one of the probes is asked again. Memory is what is anonymous or shared.
-It is judged after a warm-up, in which the allocator's pools and torch's own buffers fill: a line through all that is left
-(Theil-Sen, which a few peaks do not turn), and the medians of its first and last quarter.
+pages of all caches are counted; after every few one of the probes is asked again. Memory is what is anonymous or shared,
+looked at twice a minute when sessions and caches have been let go of. It is judged after a warm-up, in which the
+allocator's pools and torch's own buffers fill: a line through all that is left (Theil-Sen, which a few peaks do not turn),
+and the medians of its first and last quarter.
 
 python -m reliability.soak --hours 2 --save    # Ctrl-C or SIGTERM ends it early, with a record of what was done
 """
@@ -30,10 +31,9 @@ from .probes import Probes
 TITLE = "Hours of mixed requests"
 
 _PROBE_EVERY = 8  # requests
-_SAMPLE_EVERY = 5.0  # seconds between looks at the memory
-_WRITE_EVERY = 30.0  # seconds between records of what has been done so far
+_REST_EVERY = 30.0  # seconds between looks at the memory, and between records of what has been done so far
 _WARM_UP = 0.1  # of the time
-_POINTS = 200  # of the memory, in the record
+_POINTS = 250  # of the memory, in the record
 # A page of the smallest cache lost in each request would be 50 times as much in two hours.
 MOST_GROWTH_MB, MOST_MB_PER_HOUR = 8.0, 4.0
 
@@ -60,14 +60,14 @@ def soak(found: dict[str, Any], seconds: float, seed: int, share: float, write: 
     memory: list[tuple[float, int]] = []  # seconds since the beginning, bytes
     state = {"planned_seconds": seconds, "share_of_a_core": share, "seed": seed, "models": ["float32", "int8"],
              "probe_every": _PROBE_EVERY, "failures": [], "probes": 0, "files": [open_files()],
-             "threads": [threading.active_count()]}  # fmt: skip
+             "threads": [threading.active_count()], "peak_bytes": 0}  # fmt: skip
     found.update(state)
     accounts = CacheAccounts()
     with accounts.opened(), tqdm(total=round(seconds), unit="s", mininterval=10) as bar:
         probes = [Probes(model) for model in client.models]
         found["failures"] += accounts.faults(client.held)
         questions = [(index, name) for index, probe in enumerate(probes) for name in probe.names]
-        begin, sampled, written = time.monotonic(), -_SAMPLE_EVERY, 0.0
+        begin, rested = time.monotonic(), 0.0
         while not ended.asked and (now := time.monotonic() - begin) < seconds:
             busy, started = time.process_time(), time.monotonic()
             torch.set_num_threads(client.chance.choice([1, 1, 1, 2, 3]))
@@ -86,17 +86,20 @@ def soak(found: dict[str, Any], seconds: float, seed: int, share: float, write: 
                 if probes[index].differs(name):
                     found["failures"].append(f"probe {name} of model {index} differs after {total} requests")
                 found["failures"] += accounts.faults(client.held)
-            if now - sampled >= _SAMPLE_EVERY:
-                sampled = now
+            found["peak_bytes"] = max(found["peak_bytes"], resident_bytes())
+            if now - rested >= _REST_EVERY:
+                rested = now
+                client.let_go()
+                found["failures"] += accounts.faults([])
                 memory.append((now, resident_bytes()))
                 bar.update(round(now) - bar.n)
                 bar.set_postfix(requests=total, MB=memory[-1][1] // 10**6, failures=len(found["failures"]))
-            if now - written >= _WRITE_EVERY:
-                written = now
                 _sum_up(found, kinds, memory, accounts, now)
                 write()
             # What was computed is this share of the time that passes.
             time.sleep(max(0.0, (time.process_time() - busy) / share - (time.monotonic() - started)))
+        client.let_go()
+        memory.append((time.monotonic() - begin, resident_bytes()))
         for index, probe in enumerate(probes):
             found["probes"] += len(probe.names)
             found["failures"] += [f"probe {name} of model {index} differs at the end" for name in probe.different()]
@@ -128,7 +131,6 @@ def _memory(samples: list[tuple[float, int]], seconds: float) -> dict[str, Any]:
         "last_quarter_mb": last,
         "growth_mb": last - first,
         "mb_per_hour": statistics.median(slopes) if slopes else 0.0,
-        "peak_mb": max(size for _, size in samples) / 1e6,
         "course": [[round(when), round(size / 1e6, 1)] for when, size in samples[::step]],
     }
 
@@ -162,13 +164,13 @@ def section(found: dict[str, Any]) -> str:
         f"{sum('probe' in failure for failure in found['failures'])} | 0 |",
         f"| pages or caches (of {found['caches']:,}) that did not come back, other errors | "
         f"{sum('probe' not in failure for failure in found['failures'])} | 0 |",
-        f"| resident memory, last quarter less first (medians, {memory['first_quarter_mb']:.1f} MB then; "
+        f"| resident memory at rest, last quarter less first (medians, {memory['first_quarter_mb']:.1f} MB then; "
         f"{_WARM_UP:.0%} of warm-up left out) | {memory['growth_mb']:+.1f} MB | {MOST_GROWTH_MB:.0f} MB |",
         f"| its slope | {memory['mb_per_hour']:+.2f} MB an hour | {MOST_MB_PER_HOUR:.0f} MB an hour |",
         f"| open files, threads at the end (at the start: {found['files'][0]}, {found['threads'][0]}) | "
         f"{found['files'][-1]}, {found['threads'][-1]} | no more |",
         "",
-        f"Peak {memory['peak_mb']:.1f} MB. " + ("Nothing failed." if not wrong else "Failed: " + "; ".join(
+        f"Peak {found['peak_bytes'] / 1e6:.1f} MB. " + ("Nothing failed." if not wrong else "Failed: " + "; ".join(
             fault.strip().splitlines()[-1] for fault in wrong) + "."),
         "",
     ]  # fmt: skip

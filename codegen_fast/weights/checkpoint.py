@@ -37,7 +37,7 @@ class TensorSource(Protocol):
 
     def get(self, name: str) -> torch.Tensor: ...
 
-    # Of a matrix, which may have a leading dimension of 1; valid until the next call.
+    # Of a matrix, which may have a leading dimension of 1; valid until the second call after this one.
     def rows(self, name: str, start: int, count: int) -> torch.Tensor: ...
 
     def describe(self, name: str | None = None) -> str: ...  # for errors: the source, or the file that holds name

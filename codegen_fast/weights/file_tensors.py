@@ -26,14 +26,14 @@ class StoredTensor:
 
 
 class CheckpointFile:
-    """An open file of tensors. Reads of at most a chunk share one buffer, which the next read overwrites."""
+    """An open file of tensors. What is read lies in one of two buffers, in turns: one is filled while the other is used."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._descriptor)
         self._first = os.fstat(self._descriptor)
-        self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._buffers = [torch.empty(0, dtype=torch.uint8) for _ in range(2)]
 
     @property
     def size(self) -> int:
@@ -46,16 +46,17 @@ class CheckpointFile:
         return (os.major(self._first.st_dev), os.minor(self._first.st_dev)), self._first.st_ino
 
     def read(self, offset: int, count: int, *, keep: bool = False) -> torch.Tensor:
-        """(count,) uint8 from `offset` on; valid until the next read, unless `keep`.
+        """(count,) uint8 from `offset` on; overwritten by the second read after this one, unless `keep`.
 
         Raises OSError if the file ends before that, or is not what it was when it was opened.
         """
         if keep:
             out = torch.empty(count, dtype=torch.uint8)
         else:
-            if self._buffer.numel() < count:
-                self._buffer = torch.empty(count, dtype=torch.uint8)
-            out = self._buffer[:count]
+            self._buffers.reverse()
+            if self._buffers[0].numel() < count:
+                self._buffers[0] = torch.empty(count, dtype=torch.uint8)
+            out = self._buffers[0][:count]
         view, done = memoryview(out.numpy()), 0
         while done < count:
             more = os.preadv(self._descriptor, [view[done:]], offset + done)
@@ -70,7 +71,7 @@ class CheckpointFile:
 
     def rows(self, tensor: StoredTensor, start: int, count: int) -> torch.Tensor:
         """(count, columns) of a matrix (rows, columns) or (1, rows, columns), with the strides that it has in the file;
-        valid until the next read."""
+        overwritten by the second read after this one."""
         shape, strides = (count, tensor.shape[-1]), tensor.strides[-2:]
         return self._view(tensor, tensor.offset + start * strides[0] * tensor.dtype.itemsize, shape, strides)
 
