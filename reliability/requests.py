@@ -6,11 +6,10 @@ import asyncio
 import heapq
 import json.decoder
 import random
-import signal
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,10 @@ from codegen_fast.model import CodeGenForCausalLM
 from codegen_fast.past import PastKeyValues
 from codegen_fast.session import Session
 
+from .trials.callbacks import Broken
+from .trials.interruptions import ctrl_c_after
+
 QUANTIZATIONS = (None, "int8")  # of the models that requests go to
-
-
-class Broken(Exception):
-    """Raised by the callbacks of a request that is to break."""
 
 
 @dataclass
@@ -238,7 +236,7 @@ def breaking_callbacks(client: Client) -> None:
         nonlocal left
         left -= 1
         if left < 0:
-            raise Broken
+            raise Broken("the callback's own error")
 
     class Streamer:
         put = staticmethod(count_down)
@@ -271,26 +269,11 @@ def interrupts(client: Client) -> None:
     """Ctrl-C at a random moment."""
     where = client.session if client.session is not None and client.chance.random() < 0.5 else client.model()
     ids, knobs = client.prompt(), {"max_new_tokens": 64, "do_sample": True, "seed": 1, "num_return_sequences": 2}
-    with ctrl_c_after(client.chance.uniform(0.0005, 0.15)):
-        where.generate([ids], **knobs)
-
-
-@contextmanager
-def ctrl_c_after(seconds: float) -> Iterator[None]:
-    """Ctrl-C comes after so long, as a signal, if the block still runs; the block ends there."""
-    alarm = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
-    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        try:
-            signal.setitimer(signal.ITIMER_REAL, seconds)
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        with ctrl_c_after(client.chance.uniform(0.0005, 0.15)):
+            where.generate([ids], **knobs)
     except KeyboardInterrupt:
         pass
-    finally:
-        signal.signal(signal.SIGALRM, alarm)
-        signal.signal(signal.SIGINT, ctrl_c)
 
 
 # A bad argument, and a part of the sentence that must say so.

@@ -290,7 +290,7 @@ def test_the_forecast_is_what_the_weights_take(tmp_path, dtype, quantization):
 
 def test_too_large_a_model_is_refused_before_it_is_read(tmp_path, monkeypatch):
     make_checkpoint(tmp_path)
-    scratch = 16 << 20
+    scratch = 8 << 20
     config = CodeGenConfig.from_folder(tmp_path)
     float16 = memory.model_bytes(config, torch.float16) + scratch
     int8 = memory.model_bytes(config, torch.float32, "int8") + scratch

@@ -55,6 +55,7 @@ class CheckpointFile:
         else:
             self._buffers.reverse()
             if self._buffers[0].numel() < count:
+                self._buffers[0] = torch.empty(0, dtype=torch.uint8)  # first: never the old and the new at once
                 self._buffers[0] = torch.empty(count, dtype=torch.uint8)
             out = self._buffers[0][:count]
         view, done = memoryview(out.numpy()), 0

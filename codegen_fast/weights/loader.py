@@ -23,7 +23,7 @@ from .checkpoint import TensorSource
 from .decoder_weights import DecoderWeights, LayerWeights
 
 # Bytes of a tensor that are read at a time: progress and Ctrl-C get their turn between chunks.
-CHUNK_BYTES = 8 << 20
+CHUNK_BYTES = 4 << 20
 PROGRESS_AFTER_SECONDS = 1
 
 
