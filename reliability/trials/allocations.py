@@ -17,6 +17,7 @@ from codegen_fast import ops
 from .subject import Subject, require_error
 
 FULL = "memory, or what this process may have of it, is full: ask for fewer rows or tokens at a time"
+_ROOM = 200 << 20  # bytes of address space, more than the calls below need
 # As numpy and pybind11 raise it, and torch.
 ERRORS = (MemoryError, partial(RuntimeError, "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"))
 
@@ -30,14 +31,9 @@ def pages(subject: Subject, times: int) -> str:
             kinds = subject.calls(session, past)
             kind = list(kinds)[i % len(kinds)]
             tokens, length = past.cache.pages_in_use, past.get_seq_length()
-            with little_memory_is_foretold(), failing_pages(after=i // len(kinds) % 3, error=ERRORS[i % 2]) as failed:
-                long = subject.model.generate if kind in ("greedy", "samples") else None
-                if long is not None:
-                    require_error(lambda: long([subject.ids] * (1 + i % 3), max_new_tokens=400, eos_token_id=None),
-                                  OSError, FULL)  # fmt: skip
-                else:
-                    require_error(kinds[kind], OSError, FULL)
-            assert failed, "no page was asked for"
+            with little_memory_is_foretold(), failing_pages(i // len(kinds) % 2, ERRORS[i % 2]) as refused:
+                require_error(lambda: kinds[kind](max_new_tokens=500), OSError, FULL)
+            assert refused, "no page was asked for"
             assert (past.cache.pages_in_use, past.get_seq_length()) == (tokens, length), "past_key_values has changed"
             subject.require_usable(session, past)
     return "OSError, the caches of callers as they were"
@@ -71,21 +67,25 @@ def failing_pages(after: int, error: Callable[[], Exception]) -> Iterator[list[i
 
 
 def address_space(subject: Subject, times: int) -> str:
-    """A limit on the process's address space: whatever allocates next, ours or torch's, fails at some point."""
+    """A limit on the process's address space, a little wider each time: whatever allocates next fails, ours or torch's, and
+    threads that are to be started are not."""
     outcomes: Counter[str] = Counter()
-    before = resource.getrlimit(resource.RLIMIT_AS)
+    before, threads = resource.getrlimit(resource.RLIMIT_AS), torch.get_num_threads()
+    columns = len(subject.ids) + 2
     for i in range(times):
-        room = (i * 96 << 20) // (4 * times)  # bytes: from none to 24 MB
+        room = i * _ROOM // times
         try:
             resource.setrlimit(resource.RLIMIT_AS, (_address_space() + room, before[1]))
-            subject.model.generate([subject.ids] * 8, do_sample=True, seed=i, num_return_sequences=4, max_new_tokens=12,
-                                   eos_token_id=None, max_batch_size=32, return_dict_in_generate=i % 2 == 0)  # fmt: skip
+            torch.set_num_threads(1 + i % 3)
+            subject.model.generate([subject.ids] * 16, max_new_tokens=900, eos_token_id=None, return_dict_in_generate=i % 2 == 0,
+                                   stopping_criteria=[lambda ids, scores, **_: ids.shape[1] >= columns])  # fmt: skip
             outcomes["generated"] += 1
         except OSError as error:
-            assert FULL in str(error) or "are free" in str(error), str(error)
+            assert FULL in str(error), str(error)
             outcomes["OSError"] += 1
         finally:
             resource.setrlimit(resource.RLIMIT_AS, before)
+            torch.set_num_threads(threads)
         subject.require_returned()
     assert outcomes["OSError"], f"no allocation failed in {times} calls"
     subject.require_usable()

@@ -72,9 +72,9 @@ def raising(subject: Subject, times: int) -> str:
             require_error(lambda: calls[call](**_KNOBS[knob](chance.randrange(30))), Broken, "^the callback's own error$")
             assert knob == "a streamer's end()" or past.get_seq_length() == length, "past_key_values has changed"
             subject.require_returned(session, past)
-        if i % 5 == 0:
-            del past, calls, session
-            subject.require_usable()
+            if i % 5 == 0:
+                subject.require_usable(session, past)
+    del past, calls, session
     subject.require_usable()
     return "the callback's own error, caches as they were"
 

@@ -61,13 +61,13 @@ class Subject:
         model, ids, mask = self.model, self.ids, [[1] * len(self.ids)]
         continued = torch.cat([torch.tensor([ids]), torch.tensor([[7] * (past.get_seq_length() + 1 - len(ids))])], 1)
         return {
-            "greedy": lambda **knobs: model.generate([ids], **LONG, **knobs),
-            "samples": lambda **knobs: model.generate([ids, ids[3:]], do_sample=True, seed=3, num_return_sequences=2, **LONG,
-                                                      **knobs),
-            "session": lambda **knobs: session.generate([ids], mask, **LONG, **knobs),
+            "greedy": lambda **knobs: model.generate([ids], **LONG | knobs),
+            "samples": lambda **knobs: model.generate([ids, ids[3:]], do_sample=True, seed=3, num_return_sequences=2,
+                                                      **LONG | knobs),
+            "session": lambda **knobs: session.generate([ids], mask, **LONG | knobs),
             "past_key_values": lambda **knobs: model.generate(continued, torch.ones_like(continued), past_key_values=past,
-                                                              **LONG, **knobs),
-            "beams": lambda **knobs: model.generate([ids], num_beams=3, **LONG, **knobs),
+                                                              **LONG | knobs),
+            "beams": lambda **knobs: model.generate([ids], num_beams=3, **LONG | knobs),
         }  # fmt: skip
 
     def past(self) -> PastKeyValues:
