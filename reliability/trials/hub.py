@@ -17,8 +17,6 @@ from pathlib import Path
 
 import torch
 
-from codegen_fast.demo import demo_model_path
-
 from .subject import Subject
 
 _ROOT = str(Path(__file__).parents[2])
@@ -39,15 +37,16 @@ except OSError as error:
 
 
 class _Hub(ThreadingHTTPServer):
-    """Serves the demo model as the Hub does, as far as its client needs it.
+    """Serves the files of a folder as the Hub does, as far as its client needs it.
 
     silent: accepts connections and answers nothing. stops_after: bytes of the weights after which it sends no more.
     """
 
     daemon_threads = True
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Answer)
+        self.folder = folder
         self.silent = False
         self.stops_after: int | None = None
         self.released = threading.Event()  # ends what waits
@@ -88,8 +87,8 @@ class _Answer(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        content = (demo_model_path() / name).read_bytes()
-        first = int((re.match(r"bytes=(\\d+)-", self.headers.get("Range", "")) or [0, "0"])[1])
+        content = (hub.folder / name).read_bytes()
+        first = int((re.match(r"bytes=(\d+)-", self.headers.get("Range", "")) or [0, "0"])[1])
         self.send_response(206 if first else 200)
         self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
         self.send_header("X-Repo-Commit", _COMMIT)
@@ -115,9 +114,10 @@ class _Answer(BaseHTTPRequestHandler):
             hub.released.wait()
 
     def _send_json(self) -> None:
+        hub = self.server
         files = [{"rfilename": name} for name in _FILES]
         if "/tree/" in self.path:
-            described: object = [{"type": "file", "path": name, "oid": "0" * 40, "size": (demo_model_path() / name).stat().st_size}
+            described: object = [{"type": "file", "path": name, "oid": "0" * 40, "size": (hub.folder / name).stat().st_size}
                                  for name in _FILES]  # fmt: skip
         else:
             described = {"id": _REPO, "modelId": _REPO, "sha": _COMMIT, "siblings": files, "private": False, "tags": [],
@@ -131,8 +131,8 @@ class _Answer(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def _served() -> Iterator[_Hub]:
-    hub = _Hub()
+def _served(folder: Path) -> Iterator[_Hub]:
+    hub = _Hub(folder)
     worker = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.05})
     worker.start()
     try:
@@ -156,32 +156,35 @@ def _load(hub: str, cache: str, ids: list[int]) -> dict[str, object]:
 
 
 def silent(subject: Subject, times: int) -> str:
-    """The Hub accepts connections and never answers; then it answers and falls silent in the middle of the weights; then a
-    new call goes on with the download; then the Hub is gone, and the cache serves."""
+    """The Hub accepts connections and never answers; it falls silent in the middle of the weights; a new call goes on with
+    the download; it is silent again, then gone, and the cache serves."""
     expected = subject.model.generate([subject.ids], max_new_tokens=8, eos_token_id=None)
-    size = (demo_model_path() / "model.safetensors").stat().st_size
     for _ in range(times):
-        with tempfile.TemporaryDirectory() as cache:
-            with _served() as hub:
+        with tempfile.TemporaryDirectory() as folder:
+            served, cache = Path(folder) / "served", str(Path(folder) / "cache")
+            subject.model.save_pretrained(served)
+            size = (served / "model.safetensors").stat().st_size
+            with _served(served) as hub:
                 address = hub.address
                 hub.silent = True
-                _require_refused(_load(address, cache, subject.ids))
-                hub.silent, hub.stops_after = False, size // 2
-                hub.released.set()
-                hub.released = threading.Event()
-                _require_refused(_load(address, cache, subject.ids))
-                assert hub.ranges[0] == 0 and hub.sent == size // 2, (hub.ranges, hub.sent)
+                _require_refused(_load(address, cache, subject.ids), "the Hub does not answer and it is not")
+                hub.silent, hub.stops_after = False, size * 3 // 4  # its client writes 10 MiB at a time
+                _require_refused(_load(address, cache, subject.ids), "the Hub stopped answering; ask again")
                 hub.stops_after, asked = None, len(hub.ranges)
-                found = _load(address, cache, subject.ids)
-                assert torch.equal(torch.tensor(found.get("tokens")), expected), found
-                assert hub.ranges[asked:] == [size // 2], f"the download began again: {hub.ranges[asked:]}"
-            found = _load(address, cache, subject.ids)
-            assert torch.equal(torch.tensor(found.get("tokens")), expected), found
+                _require_loaded(_load(address, cache, subject.ids), expected)
+                resumed = hub.ranges[asked:]
+                assert len(resumed) == 1 and 0 < resumed[0] <= size * 3 // 4, f"the download began again: {resumed}"
+                hub.silent = True
+                _require_loaded(_load(address, cache, subject.ids), expected)
+            _require_loaded(_load(address, cache, subject.ids), expected)
     subject.require_usable()
-    return f"OSError that says that the Hub stopped answering; the download goes on at byte {size // 2:,} of {size:,}"
+    return f"OSError that says so; the download goes on at byte {resumed[0]:,} of {size:,}; the cache serves when it is whole"
 
 
-def _require_refused(found: dict[str, object]) -> None:
-    text = str(found.get("error"))
-    assert re.search(f"'{_REPO}' is not a folder, and its files cannot be had from the Hub: ", text), found
-    print(text, file=sys.stderr)
+def _require_refused(found: dict[str, object], reason: str) -> None:
+    sentence = f"'{_REPO}' is not a folder, and its files cannot be had from the Hub: {reason}"
+    assert str(found.get("error")).startswith(sentence), found
+
+
+def _require_loaded(found: dict[str, object], expected: torch.Tensor) -> None:
+    assert "tokens" in found and torch.equal(torch.tensor(found["tokens"]), expected), found
