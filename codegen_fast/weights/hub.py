@@ -91,5 +91,5 @@ def _download(repo: str, patterns: list[str], options: dict, instead: str) -> Pa
     except (OSError, errors.HFValidationError, errors.HTTPError) as error:
         reason = (" ".join(str(error).split()), error)
         if _is_timeout(error):
-            reason = ("the Hub stopped answering; ask again, and the download goes on where it stopped", error)
+            reason = ("the Hub stopped answering; ask again, what has come whole is kept", error)
     raise OSError(f"{repo!r} is not a folder, and its files cannot be had from the Hub: {reason[0]}") from reason[1]
