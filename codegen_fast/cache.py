@@ -86,7 +86,7 @@ class PagedCache:
 
         Afterwards every page that those tokens fall on belongs to its sequence alone.
         """
-        copies: list[tuple[int, int]] = []
+        copies: list[tuple[Sequence, int, int, int]] = []  # whose page, which one of it, the page, and that of its own
         wanted = sum(
             max(0, self.pages_for(s.length + n) - len(s.pages)) + (n > 0 and self.is_shared(s))
             for s, n in zip(sequences, new_tokens, strict=True)
@@ -100,15 +100,24 @@ class PagedCache:
             if first < len(sequence.pages) and self._owners[sequence.pages[first]] > 1:
                 shared = sequence.pages[first]
                 own = self._take()
-                copies.append((shared, own))
+                copies.append((sequence, first, shared, own))
                 self._owners[shared] -= 1
-                sequence.pages[first] = own
             while len(sequence.pages) < self.pages_for(sequence.length + n):
                 sequence.pages.append(self._take())
-        if copies:
-            source, destination = to_device(np.array(copies, dtype=np.int32).T.copy(), self.storage.device)
+        if not copies:
+            return
+        try:
+            pages = np.array([[shared, own] for _, _, shared, own in copies], dtype=np.int32)
+            source, destination = to_device(pages.T.copy(), self.storage.device)
             for layer in self.layers:
                 ops.copy_pages(layer, source, destination)
+        except BaseException:
+            for _, _, shared, own in copies:
+                self._owners[shared] += 1
+                self._give_back([own])
+            raise
+        for sequence, first, _, own in copies:
+            sequence.pages[first] = own
 
     def is_shared(self, sequence: Sequence) -> bool:
         """Whether the page that the sequence's next token falls on belongs to another sequence as well."""

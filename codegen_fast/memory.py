@@ -88,12 +88,18 @@ def check_fits(config: CodeGenConfig, dtype: torch.dtype, quantization: str | No
 
 @contextmanager
 def named_where_full(device: torch.device) -> Iterator[None]:
-    """In the block, torch's error that a GPU's memory is full becomes an OSError that says what to do."""
+    """In the block, an allocation that fails becomes an OSError that says what to do."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise OSError(f"the memory of {device} is full: ask for fewer rows or tokens at a time, free some of it, or "
                       "use device='cpu'") from error
+    except (MemoryError, RuntimeError) as error:
+        # torch has no type of its own for the system's memory.
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise
+        raise OSError("the machine's memory, or what this process may have of it, is full: ask for fewer rows or tokens "
+                      "at a time, or free some of it") from error
 
 
 def gigabytes(n: int) -> str:

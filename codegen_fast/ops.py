@@ -8,6 +8,7 @@ strides and devices raise ValueError or TypeError that name the argument, what w
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,9 @@ except ImportError as error:
 if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
     raise ImportError(f"codegen_fast needs torch 2.10 or newer (DLPack C exchange API), found torch {torch.__version__}")
 _C.bind_torch(torch.Tensor, torch.nn.Parameter, torch.Tensor.__dlpack_c_exchange_api__)
+# torch's threads do not survive a fork, and a child whose torch is told of several waits for them for ever (beams did).
+# The kernels' own pool is made anew there, with as many threads as torch has.
+os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 _C.cpu_isa()  # a wrong CODEGEN_FAST_ISA is an error now and not in the middle of a load
 
 PackedWeight = _C.PackedWeight

@@ -1,26 +1,25 @@
-"""The tensors of a checkpoint by name, over memory-mapped files in each of Hugging Face's four layouts.
+"""The tensors of a checkpoint by name, over files in each of Hugging Face's four layouts.
 
-Opening reads headers only. get() returns views of mapped file pages, which the system may drop at any time, so a
-checkpoint larger than memory can be read. Nothing in a pickle runs: torch.load takes weights_only=True.
+Opening reads headers only; rows() reads what it gives, so a checkpoint larger than memory can be read. Nothing in a
+pickle runs: torch.load takes weights_only=True.
 """
 
 from __future__ import annotations
 
 import pickle
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Mapping, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ..config import CodeGenConfig, read_json
 from . import layout
+from .bin_places import places_of_mapped
+from .file_tensors import CheckpointFile, StoredTensor
+from .safetensors_reader import read_header
 
-_SAFETENSORS_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}
 _INDEX_SUFFIX = ".index.json"
 _LFS_POINTER = b"version https://git-lfs"
 # The magic number that opens a file of torch.save before 1.6: a pickle, not a zip.
@@ -28,7 +27,7 @@ _OLD_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 class TensorSource(Protocol):
-    """Tensors by name. get() may return a view of mapped memory, so its values are read once and in order."""
+    """Tensors by name."""
 
     def names(self) -> list[str]: ...
 
@@ -37,6 +36,9 @@ class TensorSource(Protocol):
     def dtype(self, name: str) -> torch.dtype | str: ...  # a str where torch has no such type
 
     def get(self, name: str) -> torch.Tensor: ...
+
+    # Of a matrix, which may have a leading dimension of 1; valid until the second call after this one.
+    def rows(self, name: str, start: int, count: int) -> torch.Tensor: ...
 
     def describe(self, name: str | None = None) -> str: ...  # for errors: the source, or the file that holds name
 
@@ -48,7 +50,7 @@ def open_checkpoint(folder: str | Path) -> TensorSource:
     or hold anything but tensors.
     """
     folder = Path(folder)
-    for whole, open_file in (("model.safetensors", _SafetensorsFile), ("pytorch_model.bin", _BinFile)):
+    for whole, open_file in (("model.safetensors", _open_safetensors), ("pytorch_model.bin", _open_bin)):
         if (folder / whole).exists():
             return open_file(folder / whole)
         if (folder / (whole + _INDEX_SUFFIX)).exists():
@@ -89,57 +91,66 @@ class StateDictSource:
     def get(self, name: str) -> torch.Tensor:
         return self._tensors[name].detach()
 
+    def rows(self, name: str, start: int, count: int) -> torch.Tensor:
+        matrix = self.get(name)
+        return (matrix[0] if matrix.dim() == 3 else matrix)[start:start + count]
+
     def describe(self, name: str | None = None) -> str:
         return self._where
 
 
-class _BinFile(StateDictSource):
-    """One .bin file of torch.save, mapped."""
+class _File:
+    """Tensors in one file."""
 
-    def __init__(self, path: Path) -> None:
-        _check_bin(path)
-        try:
-            content = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
-        except pickle.UnpicklingError as error:
-            # torch's message tells at length how to switch the protection off; its last sentence names the culprit.
-            culprit = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
-            raise ValueError(f"{path} holds something that is not a tensor, and nothing in it was run "
-                             f"({culprit.strip() or 'its pickle is broken'}); get the weights as safetensors") from None
-        except (RuntimeError, EOFError, KeyError, ValueError) as error:
-            raise OSError(f"{path} is cut off or damaged ({str(error).splitlines()[0][:200]}); "
-                          f"download it again") from None
-        if not isinstance(content, dict):
-            raise ValueError(f"{path} holds a {type(content).__name__}; expected a dict of tensors by name")
-        super().__init__(content, str(path))
-
-
-class _SafetensorsFile:
-    """One .safetensors file, mapped."""
-
-    def __init__(self, path: Path) -> None:
-        _check_size(path)
-        self._path = path
-        try:
-            self._file = safe_open(path, framework="pt", device="cpu")
-        except SafetensorError as error:
-            raise OSError(f"{path} is cut off or not a safetensors file ({error}); download it again") from None
-        self._names = list(self._file.keys())
+    def __init__(self, file: CheckpointFile, places: dict[str, StoredTensor]) -> None:
+        self._file, self._places = file, places
 
     def names(self) -> list[str]:
-        return self._names
+        return list(self._places)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._file.get_slice(name).get_shape())
+        return self._places[name].shape
 
     def dtype(self, name: str) -> torch.dtype | str:
-        stored = self._file.get_slice(name).get_dtype()
-        return _SAFETENSORS_DTYPES.get(stored, stored)
+        return self._places[name].dtype
 
     def get(self, name: str) -> torch.Tensor:
-        return self._file.get_tensor(name)
+        return self._file.whole(self._places[name])
+
+    def rows(self, name: str, start: int, count: int) -> torch.Tensor:
+        return self._file.rows(self._places[name], start, count)
 
     def describe(self, name: str | None = None) -> str:
-        return str(self._path)
+        return str(self._file.path)
+
+
+def _open_safetensors(path: Path) -> TensorSource:
+    _check_size(path)
+    file = CheckpointFile(path)
+    return _File(file, read_header(file))
+
+
+def _open_bin(path: Path) -> TensorSource:
+    """A .bin file of torch.save."""
+    _check_bin(path)
+    file = CheckpointFile(path)
+    try:
+        # Mapped, so that nothing is read but the pickle; the values are read from the file (file_tensors.py).
+        content = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError as error:
+        # torch's message tells at length how to switch the protection off; its last sentence names the culprit.
+        culprit = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
+        raise ValueError(f"{path} holds something that is not a tensor, and nothing in it was run "
+                         f"({culprit.strip() or 'its pickle is broken'}); get the weights as safetensors") from None
+    except (RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise OSError(f"{path} is cut off or damaged ({str(error).splitlines()[0][:200]}); "
+                      f"download it again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected a dict of tensors by name")
+    _check_tensors(content, str(path))
+    places = places_of_mapped(content, file)
+    file.require_unchanged()
+    return StateDictSource(content, str(path)) if places is None else _File(file, places)
 
 
 class _Shards:
@@ -161,11 +172,14 @@ class _Shards:
     def get(self, name: str) -> torch.Tensor:
         return self._file_of[name].get(name)
 
+    def rows(self, name: str, start: int, count: int) -> torch.Tensor:
+        return self._file_of[name].rows(name, start, count)
+
     def describe(self, name: str | None = None) -> str:
         return str(self._index) if name is None else self._file_of[name].describe(name)
 
 
-def _open_shards(index: Path, open_file: type) -> _Shards:
+def _open_shards(index: Path, open_file: Callable[[Path], TensorSource]) -> _Shards:
     weight_map = read_json(index, what="it names the shards").get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise ValueError(f"{index} has no weight_map of tensor names to file names; download it again")

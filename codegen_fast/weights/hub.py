@@ -38,14 +38,42 @@ def resolve(path_or_repo: str | os.PathLike, patterns: Sequence[str] = CHECKPOIN
         raise OSError(f"there is no folder {name!r}, and it is not a Hub id either (expected the form "
                       f"'Salesforce/codegen-350M-mono')")
     options = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
-    snapshot = _download(name, [p for p in patterns if p not in BIN_PATTERNS], options)
+    if not _is_offline(options) and _is_silent(name, options):
+        options |= {"local_files_only": True}
+        instead = "the Hub does not answer and it is not (wholly) in the cache; try again later, or give a folder"
+    elif _is_offline(options):
+        instead = "it is not (wholly) in the cache and downloads are off; allow them, or give a folder"
+    else:
+        instead = "the Hub cannot be reached and it is not (wholly) in the cache; connect, or give a folder"
+    snapshot = _download(name, [p for p in patterns if p not in BIN_PATTERNS], options, instead)
     bins = [p for p in patterns if p in BIN_PATTERNS]
     if bins and not any(next(snapshot.glob(p), None) for p in SAFETENSORS_PATTERNS):
-        snapshot = _download(name, bins, options)
+        snapshot = _download(name, bins, options, instead)
     return snapshot
 
 
-def _download(repo: str, patterns: list[str], options: dict) -> Path:
+def _is_offline(options: dict) -> bool:
+    return options["local_files_only"] or os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
+
+
+def _is_silent(repo: str, options: dict) -> bool:
+    """Whether the Hub takes a question and does not answer in time: snapshot_download would wait for it for ever."""
+    from huggingface_hub import HfApi, constants
+
+    try:
+        HfApi(token=options["token"]).repo_info(repo, revision=options["revision"], timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except Exception as error:  # snapshot_download meets it again, where it is named
+        return _is_timeout(error)
+    return False
+
+
+def _is_timeout(error: Exception) -> bool:
+    """By its name: which HTTP library the Hub's client is built on differs from version to version."""
+    return "Timeout" in type(error).__name__
+
+
+def _download(repo: str, patterns: list[str], options: dict, instead: str) -> Path:
+    """instead: what to say where the cache would have to serve and cannot."""
     # Imported here: it takes longer to import than the rest of the package, and a folder needs none of it.
     from huggingface_hub import errors, snapshot_download
 
@@ -58,10 +86,10 @@ def _download(repo: str, patterns: list[str], options: dict) -> Path:
     except errors.RevisionNotFoundError as error:
         reason = (f"the repository has no revision {options['revision']!r}", error)
     except errors.LocalEntryNotFoundError as error:
-        offline = options["local_files_only"] or os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
-        reason = ("it is not (wholly) in the cache and downloads are off; allow them, or give a folder" if offline else
-                  "the Hub cannot be reached and it is not (wholly) in the cache; connect, or give a folder", error)
+        reason = (instead, error)
     # HFValidationError is a ValueError; the HTTP library's own errors are no OSError.
     except (OSError, errors.HFValidationError, errors.HTTPError) as error:
         reason = (" ".join(str(error).split()), error)
+        if _is_timeout(error):
+            reason = ("the Hub stopped answering; ask again, what has come whole is kept", error)
     raise OSError(f"{repo!r} is not a folder, and its files cannot be had from the Hub: {reason[0]}") from reason[1]

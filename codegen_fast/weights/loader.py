@@ -1,13 +1,14 @@
 """Streams a checkpoint into the packed weights, tensor by tensor in bounded chunks of rows.
 
-Peak memory (anonymous + shared; mapped file pages don't count) is the final model plus at most one tensor: rows go
-from the mapped file straight through ops.pack() into their final place and type. The loader is strict: every tensor
+Peak memory (anonymous + shared) is the final model plus at most one tensor: rows go from two chunks' buffers through
+ops.pack() into their final place and type. The loader is strict: every tensor
 of the file is read or knowingly skipped, every element of the model is filled, or an error names the tensor.
 """
 
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Iterator
 
 import torch
@@ -22,7 +23,7 @@ from .checkpoint import TensorSource
 from .decoder_weights import DecoderWeights, LayerWeights
 
 # Bytes of a tensor that are read at a time: progress and Ctrl-C get their turn between chunks.
-CHUNK_BYTES = 8 << 20
+CHUNK_BYTES = 4 << 20
 PROGRESS_AFTER_SECONDS = 1
 
 
@@ -48,17 +49,18 @@ def load_weights(config: CodeGenConfig, source: TensorSource, *, dtype: torch.dt
     require_stored(config.quantization, device)
     tied = _is_tied(config, source)
     total = _check_tensors(config, source, lm_head=not tied)
-    check_fits(config, dtype, quantization, device=device, scratch=CHUNK_BYTES, where=source.describe())
+    check_fits(config, dtype, quantization, device=device, scratch=2 * CHUNK_BYTES, where=source.describe())
     ops.set_num_threads(torch.get_num_threads())
     with tqdm(total=total, desc="Loading weights", unit="B", unit_scale=True, leave=False,
               delay=PROGRESS_AFTER_SECONDS, disable=None if progress else True) as bar:
-        loader = _Loader(config, source, dtype, quantization, device, bar)
-        return loader.load(lm_head=layout.EMBEDDING if tied else layout.LM_HEAD)
+        with ThreadPoolExecutor(1, "codegen_fast-load") as reader:
+            loader = _Loader(config, source, dtype, quantization, device, bar, reader)
+            return loader.load(lm_head=layout.EMBEDDING if tied else layout.LM_HEAD)
 
 
 class _Loader:
     def __init__(self, config: CodeGenConfig, source: TensorSource, dtype: torch.dtype, quantization: str | None,
-                 device: torch.device, bar: tqdm) -> None:
+                 device: torch.device, bar: tqdm, reader: ThreadPoolExecutor) -> None:
         self._config = config
         self._source = source
         self._dtype = dtype
@@ -66,6 +68,7 @@ class _Loader:
         self._kinds = packed_kinds(dtype, quantization, device)
         self._device = device
         self._bar = bar
+        self._reader = reader  # one thread, which reads a chunk ahead
 
     def load(self, lm_head: str) -> DecoderWeights:
         """lm_head: the tensor that lm_head is packed from."""
@@ -155,15 +158,16 @@ class _Loader:
 
     def _chunks(self, name: str, start: int = 0, count: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
         """(row, rows) over rows start .. start+count of a matrix, on the device; row counts from `start`."""
-        matrix = self._source.get(name)
-        if matrix.dim() == 3:  # layout.quantized_specs
-            matrix = matrix[0]
-        count = matrix.shape[0] if count is None else count
-        row_bytes = matrix.shape[1] * matrix.element_size()
+        *_, height, width = self._source.shape(name)
+        count = height if count is None else count
+        row_bytes = width * self._source.dtype(name).itemsize
         step = max(1, CHUNK_BYTES // row_bytes)
+        coming = self._reader.submit(self._source.rows, name, start, min(step, count))
         for row in range(0, count, step):
-            rows = matrix[start + row:start + min(row + step, count)]
-            # The ops take strided rows of contiguous, aligned elements; some files have neither.
+            rows, following = coming.result(), row + step
+            if following < count:  # read while this chunk is packed
+                coming = self._reader.submit(self._source.rows, name, start + following, min(step, count - following))
+            # The ops take strided rows of contiguous, aligned elements; some sources have neither.
             if rows.stride(1) != 1 or rows.data_ptr() % rows.element_size():
                 rows = rows.clone(memory_format=torch.contiguous_format)
             yield row, rows.to(self._device)
@@ -171,10 +175,11 @@ class _Loader:
 
     def _check_equal(self, first: str, second: str) -> None:
         """Tied embeddings with an lm_head of its own: one of the two would be ignored."""
-        a, b = self._source.get(first), self._source.get(second)
-        step = max(1, CHUNK_BYTES // (a.shape[1] * a.element_size()))
-        for row in range(0, a.shape[0], step):
-            if not torch.equal(a[row:row + step].float(), b[row:row + step].float()):
+        height, width = self._source.shape(first)
+        step = max(1, CHUNK_BYTES // (4 * width))
+        for row in range(0, height, step):
+            rows = min(step, height - row)
+            if not torch.equal(self._source.rows(first, row, rows).float(), self._source.rows(second, row, rows).float()):
                 raise ValueError(f"the config says tie_word_embeddings, and {self._where(second)} differs from "
                                  f"{first}; set tie_word_embeddings to false, or remove one of the two")
 

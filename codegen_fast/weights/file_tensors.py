@@ -1,0 +1,96 @@
+"""Tensors that lie in files, read when they are wanted and never mapped.
+
+Touching a mapped page of a file that somebody has shortened kills the process (SIGBUS). A read says that bytes are
+missing, and after each one the file is looked at: what was loaded is one state of it, or an error.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies in its file."""
+
+    dtype: torch.dtype | str  # a str where torch has no such type; it cannot be read then
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # elements
+    offset: int  # bytes from the beginning of the file to the first element
+
+
+class CheckpointFile:
+    """An open file of tensors. What is read lies in one of two buffers, in turns: one is filled while the other is used."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+        self._first = os.fstat(self._descriptor)
+        self._buffers = [torch.empty(0, dtype=torch.uint8) for _ in range(2)]
+
+    @property
+    def size(self) -> int:
+        """Bytes when it was opened."""
+        return self._first.st_size
+
+    @property
+    def identity(self) -> tuple[tuple[int, int], int]:
+        """((major, minor) of its device, inode), as /proc names it."""
+        return (os.major(self._first.st_dev), os.minor(self._first.st_dev)), self._first.st_ino
+
+    def read(self, offset: int, count: int, *, keep: bool = False) -> torch.Tensor:
+        """(count,) uint8 from `offset` on; overwritten by the second read after this one, unless `keep`.
+
+        Raises OSError if the file ends before that, or is not what it was when it was opened.
+        """
+        if keep:
+            out = torch.empty(count, dtype=torch.uint8)
+        else:
+            self._buffers.reverse()
+            if self._buffers[0].numel() < count:
+                self._buffers[0] = torch.empty(0, dtype=torch.uint8)  # first: never the old and the new at once
+                self._buffers[0] = torch.empty(count, dtype=torch.uint8)
+            out = self._buffers[0][:count]
+        view, done = memoryview(out.numpy()), 0
+        while done < count:
+            more = os.preadv(self._descriptor, [view[done:]], offset + done)
+            if more == 0:
+                break
+            done += more
+        self.require_unchanged()
+        if done < count:
+            raise OSError(f"{self.path} is cut off: it has {self.size} bytes, and a tensor of it reaches to byte "
+                          f"{offset + count}; download it again")
+        return out
+
+    def rows(self, tensor: StoredTensor, start: int, count: int) -> torch.Tensor:
+        """(count, columns) of a matrix (rows, columns) or (1, rows, columns), with the strides that it has in the file;
+        overwritten by the second read after this one."""
+        shape, strides = (count, tensor.shape[-1]), tensor.strides[-2:]
+        return self._view(tensor, tensor.offset + start * strides[0] * tensor.dtype.itemsize, shape, strides)
+
+    def whole(self, tensor: StoredTensor) -> torch.Tensor:
+        """A copy of a tensor."""
+        return self._view(tensor, tensor.offset, tensor.shape, tensor.strides, keep=True)
+
+    def _view(self, tensor: StoredTensor, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *,
+              keep: bool = False) -> torch.Tensor:  # fmt: skip
+        if math.prod(shape) == 0:
+            return torch.empty(shape, dtype=tensor.dtype)
+        span = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides))  # elements, gaps included
+        data = self.read(offset, span * tensor.dtype.itemsize, keep=keep)
+        return data.view(tensor.dtype).as_strided(shape, strides)
+
+    def require_unchanged(self) -> None:
+        """OSError if somebody has written to the file since it was opened."""
+        now, first = os.fstat(self._descriptor), self._first
+        if (now.st_size, now.st_mtime_ns) != (first.st_size, first.st_mtime_ns):
+            raise OSError(f"{self.path} was changed while it was read (it had {first.st_size} bytes and has "
+                          f"{now.st_size} now); load the model again when nothing writes to it")

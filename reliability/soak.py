@@ -1,0 +1,204 @@
+"""Hours of mixed requests: memory stays flat, pages come back, and fixed requests keep their answers to the last bit.
+
+Requests are those of requests.py, on the demo model in float32 and in int8, with pauses in between. After each one the
+pages of all caches are counted; after every few one of the probes is asked again. Memory is what is anonymous or shared,
+looked at twice a minute when sessions and caches have been let go of. It is judged after a warm-up, in which the
+allocator's pools and torch's own buffers fill: a line through all that is left (Theil-Sen, which a few peaks do not turn),
+and the medians of its first and last quarter.
+
+python -m reliability.soak --hours 2 --save    # Ctrl-C or SIGTERM ends it early, with a record of what was done
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import statistics
+import threading
+import time
+import traceback
+from collections import Counter
+from typing import Any
+
+import torch
+
+from bench.cpu import results
+
+from . import record, requests
+from .accounts import CacheAccounts, open_files, resident_bytes
+from .probes import Probes
+
+TITLE = "Hours of mixed requests"
+
+_PROBE_EVERY = 8  # requests
+_REST_EVERY = 30.0  # seconds between looks at the memory, and between records of what has been done so far
+_WARM_UP = 0.1  # of the time
+_POINTS = 250  # of the memory, in the record
+# A page of the smallest cache lost in each request would be 50 times as much in two hours.
+MOST_GROWTH_MB, MOST_MB_PER_HOUR = 8.0, 4.0
+
+
+class _Ended:
+    """Whether somebody asked for the end: Ctrl-C, SIGTERM."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+
+
+def soak(found: dict[str, Any], seconds: float, seed: int, share: float, write: Any) -> None:
+    """Runs requests for so long and keeps in `found` what came out; `write` is called every half minute."""
+    from tqdm import tqdm
+
+    ended = _Ended()
+    client = requests.Client.of_demo_models(seed)
+    kinds: Counter[str] = Counter()
+    memory: list[tuple[float, int]] = []  # seconds since the beginning, bytes
+    state = {"planned_seconds": seconds, "share_of_a_core": share, "seed": seed, "models": ["float32", "int8"],
+             "probe_every": _PROBE_EVERY, "failures": [], "probes": 0, "files": [open_files()],
+             "threads": [threading.active_count()], "peak_bytes": 0}  # fmt: skip
+    found.update(state)
+    accounts = CacheAccounts()
+    with accounts.opened(), tqdm(total=round(seconds), unit="s", mininterval=10) as bar:
+        probes = [Probes(model) for model in client.models]
+        found["failures"] += accounts.faults(client.held)
+        questions = [(index, name) for index, probe in enumerate(probes) for name in probe.names]
+        begin, rested = time.monotonic(), 0.0
+        while not ended.asked and (now := time.monotonic() - begin) < seconds:
+            busy, started = time.process_time(), time.monotonic()
+            torch.set_num_threads(client.chance.choice([1, 1, 1, 2, 3]))
+            kind = requests.draw(client.chance)
+            kinds[kind.__name__] += 1
+            try:
+                kind(client)
+            except Exception:
+                found["failures"].append(f"{kind.__name__}: {traceback.format_exc(limit=-4)}")
+            found["failures"] += [f"{kind.__name__}: {fault}" for fault in
+                                  accounts.faults(client.held, interrupted=kind in requests.INTERRUPTED)]  # fmt: skip
+            total = kinds.total()
+            if total % _PROBE_EVERY == 0:
+                index, name = questions[total // _PROBE_EVERY % len(questions)]
+                found["probes"] += 1
+                if probes[index].differs(name):
+                    found["failures"].append(f"probe {name} of model {index} differs after {total} requests")
+                found["failures"] += accounts.faults(client.held)
+            found["peak_bytes"] = max(found["peak_bytes"], resident_bytes())
+            if now - rested >= _REST_EVERY:
+                rested = now
+                client.let_go()
+                found["failures"] += accounts.faults([])
+                memory.append((now, resident_bytes()))
+                bar.update(round(now) - bar.n)
+                bar.set_postfix(requests=total, MB=memory[-1][1] // 10**6, failures=len(found["failures"]))
+                _sum_up(found, kinds, memory, accounts, now)
+                write()
+            # What was computed is this share of the time that passes.
+            time.sleep(max(0.0, (time.process_time() - busy) / share - (time.monotonic() - started)))
+        client.let_go()
+        memory.append((time.monotonic() - begin, resident_bytes()))
+        for index, probe in enumerate(probes):
+            found["probes"] += len(probe.names)
+            found["failures"] += [f"probe {name} of model {index} differs at the end" for name in probe.different()]
+        found["files"].append(open_files())
+        found["threads"].append(threading.active_count())
+        _sum_up(found, kinds, memory, accounts, time.monotonic() - begin)
+    found["came_to_its_end"] = not ended.asked
+
+
+def _sum_up(found: dict[str, Any], kinds: Counter[str], memory: list[tuple[float, int]], accounts: CacheAccounts,
+            now: float) -> None:  # fmt: skip
+    found.update(
+        soaked_seconds=now, requests=kinds.total(), kinds=dict(kinds), caches=accounts.made, collected=accounts.collected,
+        memory=_memory(memory, now), came_to_its_end=False,
+    )  # fmt: skip
+
+
+def _memory(samples: list[tuple[float, int]], seconds: float) -> dict[str, Any]:
+    """What the samples say: megabytes, and megabytes an hour."""
+    rest = [(when, size / 1e6) for when, size in samples if when >= _WARM_UP * seconds]
+    quarter = max(1, len(rest) // 4)
+    thinned = rest[:: max(1, len(rest) // _POINTS)]
+    slopes = [(b[1] - a[1]) / (b[0] - a[0]) * 3600 for i, a in enumerate(thinned) for b in thinned[i + 1 :]]
+    first, last = (statistics.median(size for _, size in part) for part in (rest[:quarter], rest[-quarter:]))
+    step = max(1, len(samples) // _POINTS)
+    return {
+        "samples": len(samples),
+        "first_quarter_mb": first,
+        "last_quarter_mb": last,
+        "growth_mb": last - first,
+        "mb_per_hour": statistics.median(slopes) if slopes else 0.0,
+        "course": [[round(when), round(size / 1e6, 1)] for when, size in samples[::step]],
+    }
+
+
+def faults(found: dict[str, Any]) -> list[str]:
+    """What is not as it must be."""
+    wrong = list(found["failures"])
+    memory = found["memory"]
+    if memory["growth_mb"] > MOST_GROWTH_MB:
+        wrong.append(f"memory grew by {memory['growth_mb']:.1f} MB; at most {MOST_GROWTH_MB:.0f} is allowed")
+    if memory["mb_per_hour"] > MOST_MB_PER_HOUR:
+        wrong.append(f"memory grows by {memory['mb_per_hour']:.1f} MB an hour; at most {MOST_MB_PER_HOUR:.0f} is allowed")
+    for what in ("files", "threads"):
+        if found[what][-1] > found[what][0]:
+            wrong.append(f"open {what}: {found[what][0]} at the start, {found[what][-1]} at the end")
+    return wrong
+
+
+def section(found: dict[str, Any]) -> str:
+    memory, wrong = found["memory"], faults(found)
+    kinds = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in sorted(found["kinds"].items()))
+    ended = "" if found["came_to_its_end"] else (f" (ended early, of {found['planned_seconds'] / 3600:.1f} hours "
+                                                 "planned)")  # fmt: skip
+    lines = [
+        f"{found['requests']:,} requests in {found['soaked_seconds'] / 3600:.2f} hours{ended}, on the demo model in "
+        f"{' and '.join(found['models'])} in turns, with pauses ({found['share_of_a_core']:.0%} of one core): {kinds}.",
+        "",
+        "| | found | allowed |",
+        "|---|---|---|",
+        f"| answers of {found['probes']:,} fixed requests in between that differ from the first by a bit | "
+        f"{sum('probe' in failure for failure in found['failures'])} | 0 |",
+        f"| pages or caches (of {found['caches']:,}) that did not come back, other errors | "
+        f"{sum('probe' not in failure for failure in found['failures'])} | 0 |",
+        f"| resident memory at rest, last quarter less first (medians, {memory['first_quarter_mb']:.1f} MB then; "
+        f"{_WARM_UP:.0%} of warm-up left out) | {memory['growth_mb']:+.1f} MB | {MOST_GROWTH_MB:.0f} MB |",
+        f"| its slope | {memory['mb_per_hour']:+.2f} MB an hour | {MOST_MB_PER_HOUR:.0f} MB an hour |",
+        f"| open files, threads at the end (at the start: {found['files'][0]}, {found['threads'][0]}) | "
+        f"{found['files'][-1]}, {found['threads'][-1]} | no more |",
+        "",
+        f"Peak {found['peak_bytes'] / 1e6:.1f} MB. " + ("Nothing failed." if not wrong else "Failed: " + "; ".join(
+            fault.strip().splitlines()[-1] for fault in wrong) + "."),
+        "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m reliability.soak", description=__doc__.splitlines()[0])
+    parser.add_argument("--hours", type=float, default=2.0)
+    parser.add_argument("--seed", type=int, default=0, help="of the requests (default 0)")
+    parser.add_argument("--share", type=float, default=0.4, help="of one core (default 0.4)")
+    parser.add_argument("--save", action="store_true",
+                        help="write the record, every half minute too: what was done so far survives a kill")  # fmt: skip
+    arguments = parser.parse_args()
+    begin = time.monotonic()
+    with record.recording("soak", torch.get_num_threads(), save=arguments.save) as found:
+
+        def write() -> None:
+            found["seconds"] = time.monotonic() - begin
+            if arguments.save:
+                results.write(found, record.FOLDER / "soak.json")
+
+        soak(found, 3600 * arguments.hours, arguments.seed, arguments.share, write)
+    print(section(found))
+    wrong = faults(found)
+    if wrong:
+        raise SystemExit("\n".join(wrong))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The trials of reliability/faults.py, a few times each (about 40 s in all; most of it is the Hub's silence)."""
+
+import resource
+import signal
+
+import pytest
+import torch
+
+from codegen_fast.cache import PagedCache
+from reliability.faults import TRIALS, run
+from reliability.trials.subject import Subject
+
+
+@pytest.fixture(scope="module")
+def subject():
+    with Subject.opened() as subject:
+        yield subject
+
+
+@pytest.mark.parametrize("name", TRIALS)
+def test_a_fault_is_an_error_and_the_model_stays_usable(subject, name):
+    found = run(subject, name, TRIALS[name].short)
+    assert found["failed"] is None
+    print(f"{found['outcome']} ({found['seconds']:.1f} s)")
+    if found["outcome"].startswith("left out"):
+        pytest.skip(found["outcome"])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+
+
+def test_a_shared_page_that_cannot_be_copied_stays_shared(monkeypatch):
+    cache = PagedCache(1, 8, torch.float32)
+    one = cache.new_sequence()
+    cache.reserve([one], [3])
+    one.length = 3
+    cache.storage[:, one.pages[0]] = 7.0
+    two = cache.fork(one)
+    cache.reserve([cache.new_sequence()], [1])  # the next free page holds something else
+    pages = cache.pages_in_use
+
+    def full(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("codegen_fast.cache.ops.copy_pages", full)
+        with pytest.raises(MemoryError):
+            cache.reserve([two], [1])
+    assert one.pages == two.pages and cache.pages_in_use == pages and cache.is_shared(one)
+    cache.reserve([two], [1])
+    assert one.pages != two.pages and bool((cache.storage[0, two.pages[0]] == 7.0).all())
+    cache.release(one)
+    cache.release(two)
+    assert cache.pages_in_use == 1
