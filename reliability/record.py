@@ -17,7 +17,8 @@ FOLDER = Path(__file__).parent / "results"
 
 def command_line() -> str:
     """The command that runs now, as somebody would type it at the root of the checkout."""
-    module = Path(sys.argv[0]).stem
+    script = Path(sys.argv[0])
+    module = script.parent.name if script.stem == "__main__" else script.stem
     return shlex.join(["python", "-m", f"reliability.{module}", *sys.argv[1:]])
 
 
