@@ -4,11 +4,16 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import stat
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..strangers import parse_json
+
 Record = dict[str, Any]
+_MOST_UNFOLDED = 100  # times a compressed file's size; HumanEval's unfolds to five times
 
 
 def read_records(path: str | os.PathLike, option: str) -> list[Record]:
@@ -17,9 +22,11 @@ def read_records(path: str | os.PathLike, option: str) -> list[Record]:
     Raises OSError where it cannot be read, ValueError for a line that is no JSON object, and for an empty file.
     """
     path = Path(path)
+    if not path.is_file():  # the user named it: wherever a link leads is meant
+        raise OSError(f"{option} {path} cannot be read: there is no such file")
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+        data = _decompressed(path) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise OSError(f"{option} {path} cannot be read: {reason}") from None
     records = [record for _, record in _parsed(data, f"{option} {path}")]
@@ -52,7 +59,7 @@ class Journal:
         self.path, self._key = path, key
         self.records: dict[Any, Record] = {}
         try:
-            self._file: BinaryIO = open(path, "ab+", buffering=0)
+            self._file = open_own(path)
             self._recover()
         except OSError as error:
             raise OSError(f"{path} cannot be opened: {error.strerror or error}") from None
@@ -91,16 +98,36 @@ class Journal:
         if ordered == self.path.read_bytes():
             return
         beside = self.path.with_name(self.path.name + ".tmp")
-        with open(beside, "wb") as file:
+        beside.unlink(missing_ok=True)  # a killed process's, or a link
+        with open(beside, "xb") as file:
             file.write(ordered)
             file.flush()
             os.fsync(file.fileno())
         self._file.close()
         os.replace(beside, self.path)
-        self._file = open(self.path, "ab+", buffering=0)
+        self._file = open_own(self.path)
 
     def close(self) -> None:
         self._file.close()
+
+
+def open_own(path: Path) -> BinaryIO:
+    """A file of a run, to read and to append to. OSError for a link, which may lead anywhere, and what is no file."""
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError("it is no regular file")
+    return open(descriptor, "ab+", buffering=0)
+
+
+def _decompressed(path: Path) -> bytes:
+    """A gzip file's contents. OSError where they are far larger than the file: problems' texts are not."""
+    most = _MOST_UNFOLDED * path.stat().st_size
+    with gzip.open(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(f"it unfolds to more than {_MOST_UNFOLDED} times its size")
+    return data
 
 
 def _parsed(data: bytes, name: str) -> Iterator[tuple[int, Record]]:
@@ -109,8 +136,8 @@ def _parsed(data: bytes, name: str) -> Iterator[tuple[int, Record]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except (ValueError, UnicodeDecodeError) as error:
+            record = parse_json(line)
+        except ValueError as error:
             raise ValueError(f"line {number} of {name} is no JSON: {error}") from None
         if not isinstance(record, dict):
             raise ValueError(f"line {number} of {name} is a {type(record).__name__}, expected a JSON object")

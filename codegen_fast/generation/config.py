@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import read_json
+from ..strangers import is_there, read_json_object
 from .knobs import KNOBS, nearest, require_known, require_off
 
 
@@ -69,9 +69,9 @@ class GenerationConfig:
         Raises ValueError where the file is not a JSON object.
         """
         path = Path(folder) / "generation_config.json"
-        if not path.exists():
+        if not is_there(path):
             return cls.from_model_config(model_config)
-        return cls.from_dict(read_json(path, what="it is optional"))
+        return cls.from_dict(read_json_object(path))
 
     @classmethod
     def from_model_config(cls, model_config: dict[str, Any]) -> GenerationConfig:

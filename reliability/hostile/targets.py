@@ -40,7 +40,7 @@ class Target:
     read: Callable[[Path, Path], None]
     seeds: tuple[str, ...]
     damaged: tuple[str, ...]
-    replaced: float = 0.04  # of all damage: something else in the file's place
+    replaced: float = 0.04  # of all damage: something else in the file's place; 0 where the user names the file
     writes: bool = False    # into the folder itself
 
 
@@ -161,8 +161,8 @@ TARGETS: dict[str, Target] = {target.name: target for target in (
     Target("generation_config.json", _read_generation_config, ("generation_config",), ("generation_config.json",)),
     Target("tokenizer.json", _read_tokenizer, ("tokenizer_json",), _TOKENIZER_FILES),
     Target("vocab.json and merges.txt", _read_tokenizer, ("tokenizer_files",), _TOKENIZER_FILES),
-    Target("HumanEval data", _read_humaneval, ("humaneval", "humaneval_gz"), ("data.jsonl*",)),
-    Target("MTPB data", _read_mtpb, ("mtpb",), ("data.jsonl",)),
+    Target("HumanEval data", _read_humaneval, ("humaneval", "humaneval_gz"), ("data.jsonl*",), replaced=0.0),
+    Target("MTPB data", _read_mtpb, ("mtpb",), ("data.jsonl",), replaced=0.0),
     Target("run gone on with", _read_run, ("run",), ("*",), writes=True),
     Target("run compared", _compare_runs, ("run",), ("settings.json", "summary.json")),
     Target("links and devices, weights", _read_model, _CHECKPOINTS, ("*",), replaced=1.0),

@@ -24,8 +24,8 @@ _EVERYTHING = 0x00000FFF  # inotify's events: access, open, write, create, delet
 _NONBLOCK = os.O_NONBLOCK
 
 _CODE = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn",
-         "socket.connect", "socket.bind", "socket.sendto", "ctypes.dlopen", "webbrowser.open", "code.__new__", "marshal.load",
-         "marshal.loads", "urllib.Request", "pickle.find_class")
+         "socket.connect", "socket.bind", "socket.sendto", "ctypes.dlopen", "webbrowser.open", "code.__new__",
+         "urllib.Request", "pickle.find_class")
 _CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod", "os.chown",
             "shutil.rmtree", "shutil.copyfile", "shutil.move")
 _SYSTEM_FILES = ("/proc/meminfo", "/proc/self/cgroup", "/proc/cpuinfo", "/sys/fs/cgroup", "/sys/devices/system/cpu")
