@@ -12,10 +12,8 @@ from random import Random
 from . import oracle
 from .mutations import mutate
 from .seeds import make_seeds
-from .targets import Target
+from .targets import READ, REFUSED, Target
 from .watch import Watch
-
-READ, REFUSED = "read", "refused"
 
 
 @dataclass(frozen=True)
@@ -49,11 +47,11 @@ class Cases:
         self.target = target
         self._root, self._seed, self._watch = root, seed, watch
         self._folder, self._out = root / "case", root / "out"
-        for name in target.seeds:  # what is imported or opened once, and that an undamaged seed is read
+        for name in target.seeds:  # what is imported or opened once, and that an undamaged seed is as it should be
             for _ in range(2):
                 outcome = self._read(name, lambda folder: None)
-            if outcome.kind != READ:
-                raise AssertionError(f"{target.name}: the seed {name} is not read: {outcome.kind} {outcome.detail}")
+            if outcome.kind != target.sound:
+                raise AssertionError(f"{target.name}: the seed {name} is not {target.sound}: {outcome.kind} {outcome.detail}")
 
     def run(self, number: int) -> Outcome:
         rng = Random(f"{self._seed}/{self.target.name}/{number}")

@@ -30,6 +30,7 @@ from . import seeds
 
 _TEXT = "def add(left, right):\n    return left + right  # é漢 <|endoftext|>\n"
 _CPU = torch.device("cpu")
+READ, REFUSED = "read", "refused"  # what may come of a file
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Target:
     damaged: tuple[str, ...]
     replaced: float = 0.04  # of all damage: something else in the file's place; 0 where the user names the file
     writes: bool = False    # into the folder itself
+    sound: str = READ       # what comes of an undamaged seed
 
 
 def _read_config(folder: Path, out: Path) -> None:
@@ -155,7 +157,7 @@ TARGETS: dict[str, Target] = {target.name: target for target in (
     Target("config.json and weights", _read_model, ("safetensors", "bin", "int8"), ("config.json",)),
     Target("safetensors", _read_model, ("safetensors",), ("model.safetensors",)),
     Target("torch .bin", _read_model, ("bin",), ("pytorch_model.bin",)),
-    Target("torch .bin, old format", _read_model, ("old_bin",), ("pytorch_model.bin",)),
+    Target("torch .bin, old format", _read_model, ("old_bin",), ("pytorch_model.bin",), sound=REFUSED),
     Target("index and shards", _read_model, ("sharded", "sharded_bin"), ("*.index.json",)),
     Target("saved quantised checkpoint", _read_model, ("int8", "int8-row", "int4"), ("config.json", "model.safetensors")),
     Target("generation_config.json", _read_generation_config, ("generation_config",), ("generation_config.json",)),
