@@ -135,7 +135,7 @@ class CodeGenConfig:
         values = dict(values)
         model_type = values.pop("model_type", None)
         if model_type not in MODEL_TYPES:
-            raise ValueError(f"{where}: model_type is {model_type!r}, so this is not a CodeGen model; "
+            raise ValueError(f"{where}: model_type is {model_type!r:.80}, so this is not a CodeGen model; "
                              f"expected 'codegen' or 'gptj'")
         for alias, name in _ALIASES.items():
             if alias in values:

@@ -44,6 +44,13 @@ def require_fields(record: Record, fields: dict[str, type], where: str) -> None:
             raise ValueError(f"{where} has {name}={record[name]!r:.60}, expected a {kind.__name__}")
 
 
+def as_number(value: Any) -> int:
+    """A sample's or a case's number, as it is. TypeError for anything else."""
+    if type(value) is not int or not 0 <= value < 2**31:
+        raise TypeError(f"{value!r:.60} is no number of a sample or a case")
+    return value
+
+
 class Journal:
     """A file of JSON lines that grows. A line counts once its line break is written, whatever ends the process.
 
@@ -51,18 +58,19 @@ class Journal:
     the lines in order, so that how often a run was stopped, and who wrote what first, does not show in the file.
     """
 
-    def __init__(self, path: Path, key: Callable[[Record], Any]):
-        """key: identifies a record, and says its place in the settled file.
+    def __init__(self, path: Path, key: Callable[[Record], Any], is_whole: Callable[[Record], bool] = lambda record: True):
+        """key: identifies a record, and says its place in the settled file; is_whole: whether it has what is read of it.
 
         Raises ValueError for a line that is no record, OSError where the file cannot be opened.
         """
-        self.path, self._key = path, key
+        self.path, self._key, self._is_whole = path, key, is_whole
         self.records: dict[Any, Record] = {}
         try:
             self._file = open_own(path)
             self._recover()
-        except OSError as error:
-            raise OSError(f"{path} cannot be opened: {error.strerror or error}") from None
+        except (OSError, MemoryError) as error:
+            reason = getattr(error, "strerror", None) or str(error) or "it does not fit the memory"
+            raise OSError(f"{path} cannot be opened: {reason}") from None
 
     def _recover(self) -> None:
         data = self.path.read_bytes()
@@ -73,8 +81,10 @@ class Journal:
             try:
                 key = self._key(record)
             except (KeyError, TypeError):
+                key = None
+            if key is None or not self._is_whole(record):
                 raise ValueError(f"line {number} of {self.path} is no record of such a run: move the file away, or "
-                                 "use another --out") from None
+                                 "use another --out")
             self.records.setdefault(key, record)
 
     def append(self, record: Record) -> bool:
@@ -113,6 +123,8 @@ class Journal:
 
 def open_own(path: Path) -> BinaryIO:
     """A file of a run, to read and to append to. OSError for a link, which may lead anywhere, and what is no file."""
+    if path.is_symlink():
+        raise OSError("it is a link")
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

@@ -13,13 +13,14 @@ from string import Formatter
 from typing import Any
 
 from ..memory import available_bytes, cache_bytes
-from .jsonl import Record, read_records, require_fields
+from .jsonl import Record, as_number, read_records, require_fields
 from .rows import Completer, Prompt, problem_seed, runs_of
 from .units import Unit
 from .verdicts import Program, Verdict
 
 PREFIX = "# Import libraries.\n\nimport numpy as np\n\n"
 ID = "id"
+JUDGED = {"completions": str, "gold_output": object}  # of a sample
 _FIELDS = {"id": str, "prompts": list, "inputs": list, "outputs": list}
 _AT_ONCE = 256  # conversations: as many as keep the machine busy in every turn
 _SHARE = 0.25   # of the free memory, for caches between turns
@@ -80,9 +81,10 @@ def wrap(prompt: str) -> str:
 
 
 def record_key(problems: list[Record]) -> Callable[[Record], tuple[int, int, int]]:
-    """The key of a record of these problems, (problem, case, sample); KeyError for one of another's."""
+    """The key of a record of these problems, (problem, case, sample); KeyError for one of another's, TypeError for
+    what is none."""
     places = {problem["id"]: i for i, problem in enumerate(problems)}
-    return lambda record: (places[record["id"]], record["case"], record["sample"])
+    return lambda record: (places[record["id"]], as_number(record["case"]), as_number(record["sample"]))
 
 
 def cases(problems: list[Record]) -> list[tuple[int, int]]:

@@ -128,5 +128,5 @@ def _holds(now: Any, then: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    text = "nothing" if value is None else json.dumps(value) if not isinstance(value, str) else value
+    text = "nothing" if value is None else " ".join(value.split()) if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 80 else f"{text[:80]}..."

@@ -74,7 +74,7 @@ class Cases:
         before = _listing(self._folder)
         disk_bytes = sum(path.lstat().st_blocks * 512 for path in self._folder.iterdir())
         writable = (self._out, self._folder) if self.target.writes else (self._out,)
-        self._watch.begin(self._folder, writable, disk_bytes)
+        self._watch.begin((self._folder, self._root / "seeds"), writable, disk_bytes)
         error: BaseException | None = None
         try:
             with warnings.catch_warnings():

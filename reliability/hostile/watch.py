@@ -48,9 +48,9 @@ class Watch:
             raise OSError(f"{outside} cannot be watched: inotify says {os.strerror(ctypes.get_errno())}")
         sys.addaudithook(self._hook)
 
-    def begin(self, readable: Path, writable: tuple[Path, ...], disk_bytes: int) -> None:
-        """readable: the folder that is read; disk_bytes: what it takes on the disk, which memory is measured by."""
-        self._readable = (os.path.realpath(readable),)
+    def begin(self, readable: tuple[Path, ...], writable: tuple[Path, ...], disk_bytes: int) -> None:
+        """readable: the folders that may be read; disk_bytes: of the files on the disk, which memory is measured by."""
+        self._readable = tuple(os.path.realpath(path) for path in readable)
         self._writable = tuple(os.path.realpath(path) for path in writable)
         self._touched()  # by whoever made the case
         self._seen = []

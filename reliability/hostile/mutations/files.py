@@ -49,7 +49,7 @@ def replace_file(rng: Random, path: Path) -> None:
                 file.truncate(_HOLE_BYTES)
         case 10:
             inner = path.with_name("inner")
-            inner.mkdir()
+            inner.mkdir(exist_ok=True)
             (inner / path.name).write_bytes(data)
             path.symlink_to(f"inner/{path.name}")  # within the folder
         case 11:
