@@ -22,11 +22,11 @@ def is_there(path: Path) -> bool:
     return os.path.lexists(path)
 
 
-def regular_file(path: Path) -> Path:
+def regular_file(path: Path, most_bytes: int | None = None) -> Path:
     """The file itself, links followed, if it is one of its folder.
 
-    Raises FileNotFoundError where there is none, OSError for what is no regular file (a folder, a pipe, a device),
-    ValueError for a link out of the folder that does not lead into a Hub cache's blobs.
+    Raises FileNotFoundError where there is none, OSError for what is no regular file (a folder, a pipe, a device) or is
+    larger than most_bytes, ValueError for a link out of the folder that does not lead into a Hub cache's blobs.
     """
     if not is_there(path):
         raise FileNotFoundError(f"{path.parent} has no {path.name}; download it")
@@ -39,23 +39,24 @@ def regular_file(path: Path) -> Path:
         raise ValueError(f"{path} links to {real}, outside its folder; put the file itself there, or link the whole folder")
     if not real.is_file():
         raise OSError(f"{path} is not a file; expected a regular one")
+    if most_bytes is not None and real.stat().st_size > most_bytes:
+        raise OSError(f"{path} has {real.stat().st_size} bytes; expected at most {most_bytes}")
     return real
 
 
 def read_bytes(path: Path, most_bytes: int = MOST_TEXT_BYTES) -> bytes:
-    """The contents of a file. Raises as regular_file, and OSError for a file that is larger or cannot be read."""
+    """The contents of a file. Raises as regular_file, and OSError for a file that cannot be read."""
+    real = regular_file(path, most_bytes)
     try:
         # Not blocking, and asked again once it is open: what has the name may have been replaced by a pipe.
-        descriptor = os.open(regular_file(path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except PermissionError:
-        raise OSError(f"{path} cannot be read: permission denied") from None
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(f"{path} is not a file; expected a regular one")
-        if status.st_size > most_bytes:
-            raise OSError(f"{path} has {status.st_size} bytes; expected at most {most_bytes}")
-        return file.read(status.st_size)
+        descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError("it is no regular file any more")
+            return file.read(os.fstat(descriptor).st_size)
+    except (OSError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or "it does not fit the memory"
+        raise OSError(f"{path} cannot be read: {reason}") from None
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -22,8 +22,8 @@ def read_records(path: str | os.PathLike, option: str) -> list[Record]:
     Raises OSError where it cannot be read, ValueError for a line that is no JSON object, and for an empty file.
     """
     path = Path(path)
-    if not path.is_file():  # the user named it: wherever a link leads is meant
-        raise OSError(f"{option} {path} cannot be read: there is no such file")
+    if path.exists() and not path.is_file():  # a pipe or a device has no end; where a link leads is what the user meant
+        raise OSError(f"{option} {path} cannot be read: it is no regular file")
     try:
         data = _decompressed(path) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:

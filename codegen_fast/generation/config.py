@@ -9,6 +9,8 @@ from typing import Any
 from ..strangers import is_there, read_json_object
 from .knobs import KNOBS, nearest, require_known, require_off
 
+MOST_STORED_ROWS = 1024  # beams or samples of a prompt, that a checkpoint's own file may ask for
+
 
 class GenerationConfig:
     """Knobs of `generate`, by the names of transformers' class. None means "not set here".
@@ -66,12 +68,18 @@ class GenerationConfig:
 
         Without a generation_config.json the knobs are those that stand in config.json (`model_config`), as in
         transformers.
-        Raises ValueError where the file is not a JSON object.
+        Raises OSError where the file cannot be read, ValueError where it is not a JSON object or asks for rows by thousands.
         """
         path = Path(folder) / "generation_config.json"
         if not is_there(path):
             return cls.from_model_config(model_config)
-        return cls.from_dict(read_json_object(path))
+        values = read_json_object(path)
+        for name in ("num_beams", "num_return_sequences"):
+            # A call may ask for as many as it has memory for; a file that came with weights may not.
+            if isinstance(values.get(name), int) and values[name] > MOST_STORED_ROWS:
+                raise ValueError(f"{path}: {name} is {values[name]!r:.80}; expected at most {MOST_STORED_ROWS}, more only in "
+                                 f"the call")
+        return cls.from_dict(values)
 
     @classmethod
     def from_model_config(cls, model_config: dict[str, Any]) -> GenerationConfig:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from ..strangers import is_there, read_json_object, regular_file
+from ..strangers import MOST_TEXT_BYTES, is_there, read_json_object, regular_file
 from .pipeline import check_pipeline, check_vocabulary
 
 WANTED_FILES = (
@@ -160,7 +160,7 @@ def _read_backend(folder: Path, config: dict) -> Tokenizer:
                              f"adds no tokens to a text; set it to false")
     check_vocabulary(read_json_object(vocab), vocab)
     backend = Tokenizer(_load(f"{vocab} and {merges} are not a BPE vocabulary",
-                              models.BPE.from_file, str(regular_file(vocab)), str(regular_file(merges))))
+                              models.BPE.from_file, *(str(regular_file(path, MOST_TEXT_BYTES)) for path in (vocab, merges))))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space", False)))
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = processors.ByteLevel(trim_offsets=False)

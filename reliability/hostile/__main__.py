@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from dataclasses import asdict
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from .. import record
 from . import guided
-from .campaign import run_campaign
+from .campaign import run_again, run_campaign
 from .cases import lay_out
 from .targets import TARGETS
 
@@ -25,10 +26,12 @@ def main() -> int:
     parser.add_argument("--guided-share", type=float, default=0.3, metavar="SHARE",
                         help="of the time, for inputs grown by coverage, where atheris is installed")
     parser.add_argument("--rounds", type=int, default=1, help="turns of every target")
+    parser.add_argument("--again", metavar="NAME", help="also the inputs that failed in the record of that name")
     parser.add_argument("--save", nargs="?", const="hostile", metavar="NAME", help="write the record")
     arguments = parser.parse_args()
     targets = arguments.target or list(TARGETS)
-    with tempfile.TemporaryDirectory() as folder:
+    # In memory where there is such a folder: a case makes and removes a dozen small files.
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
         root = Path(folder)
         lay_out(root)
         if arguments.case is not None:
@@ -41,8 +44,13 @@ def main() -> int:
             told["seed"], told["targets"] = arguments.seed, [asdict(tally) for tally in tallies]
             told["atheris"] = version("atheris") if share else None
             told["guided"] = [guided.run_guided(root, name, arguments.seconds * share / len(grown)) for name in grown if share]
+            if arguments.again is not None:
+                told["again_of"] = arguments.again
+                told["again"] = run_again(root, record.read(arguments.again))
     failures = [(each["target"], kind, found) for each in (*told["targets"], *told["guided"])
                 for kind, found in each["failures"].items()]
+    failures += [(each["target"], each["now"], {"case": each["case"], "times": 1, "detail": "again"})
+                 for each in told.get("again", ()) if each["now"] is not None]
     for target, kind, found in failures:
         print(f"{target}, case {found['case']} ({found['times']} times): {kind}\n    {found['detail']}", file=sys.stderr)
     inputs = sum(each["cases"] for each in (*told["targets"], *told["guided"]))

@@ -44,14 +44,15 @@ class Worker:
 
     def __init__(self, root: Path, seed: int) -> None:
         self._log = tempfile.TemporaryFile()
+        self._told = b""  # what has been read and is no whole line yet, or the lines after the one that is awaited
         self._process = start_python(_START, [str(root), str(seed)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                     stderr=self._log, text=True, bufsize=1)
+                                     stderr=self._log, bufsize=0)
 
     def run(self, target: str, first: int, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """(number, outcome) of each case as it ends. Raises Died where one kills the process, or hangs."""
         number = first
         try:
-            self._process.stdin.write(json.dumps({"target": target, "first": first, "count": count}) + "\n")
+            self._process.stdin.write(json.dumps({"target": target, "first": first, "count": count}).encode() + b"\n")
         except BrokenPipeError:
             raise Died(number, self._how_it_ended()) from None
         for _ in range(2 * count):
@@ -64,16 +65,20 @@ class Worker:
     def _line(self, number: int) -> dict[str, Any]:
         """The next line, or Died."""
         silent = 0.0
-        while not select.select([self._process.stdout], [], [], 0.2)[0]:
+        while b"\n" not in self._told:
+            if select.select([self._process.stdout], [], [], 0.2)[0]:
+                piece = os.read(self._process.stdout.fileno(), 1 << 16)
+                if not piece:
+                    raise Died(number, self._how_it_ended())
+                self._told += piece
+                continue
             # Time in which this process was stopped too (a busy machine, a debugger) is not the case's.
             silent += 0.2
             if silent > _SILENT_SECONDS:
                 self._process.kill()
                 self._process.wait()
                 raise Died(number, f"it was still running after {_SILENT_SECONDS:g} s")
-        line = self._process.stdout.readline()
-        if not line:
-            raise Died(number, self._how_it_ended())
+        line, _, self._told = self._told.partition(b"\n")
         return json.loads(line)
 
     def _how_it_ended(self) -> str:
