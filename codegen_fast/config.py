@@ -7,8 +7,6 @@ config that contradicts itself is refused with the name and the value.
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Mapping
@@ -31,6 +29,8 @@ _SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
 # Beyond this a product of two sizes and an element's bytes leaves 63 bits.
 _LARGEST_SIZE = 2**24
 _LARGEST_HEAD = 1024  # what attention holds on the stack
+_LARGEST_EPSILON = 3.4e38
+_LARGEST_ID = 2**31  # of a token
 # Of n_positions * rotary_dim, whose table no file backs: 64 MB, 128 times that of the largest CodeGen.
 _LARGEST_ROTARY_TABLE = 2**24
 # Weights and cache are laid out by these; the others (token ids, use_cache) programs do set on a loaded model.
@@ -204,8 +204,8 @@ def _check(config: CodeGenConfig) -> None:
         raise ValueError(f"n_positions is {config.n_positions} and rotary_dim is {config.rotary_dim}; expected a product of "
                          f"at most {_LARGEST_ROTARY_TABLE}")
     eps = config.layer_norm_epsilon
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not math.isfinite(eps) or eps <= 0:
-        raise ValueError(f"layer_norm_epsilon is {eps!r:.80}; expected a positive number")
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps <= _LARGEST_EPSILON:
+        raise ValueError(f"layer_norm_epsilon is {eps!r:.80}; expected a positive number of float32's range")
     if config.activation_function != "gelu_new":
         raise ValueError(f"activation_function is {config.activation_function!r:.80}; CodeGen's kernels compute "
                          f"'gelu_new' only")
@@ -220,6 +220,7 @@ def _check_token_ids(config: CodeGenConfig) -> None:
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = getattr(config, name)
         is_list = name == "eos_token_id" and isinstance(value, list) and len(value) > 0
-        if value is not None and not all(_is_int(i) for i in (value if is_list else [value])):
+        ids = value if is_list else [value]
+        if value is not None and not all(_is_int(i) and abs(i) < _LARGEST_ID for i in ids):
             kinds = "an integer, a list of integers or null" if name == "eos_token_id" else "an integer or null"
             raise ValueError(f"{name} is {value!r:.80}; expected {kinds}")

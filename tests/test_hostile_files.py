@@ -28,7 +28,7 @@ from codegen_fast.evaluation.comparison import compare
 from codegen_fast.evaluation.jsonl import Journal
 from codegen_fast.evaluation.records import is_result, is_sample
 from codegen_fast.evaluation.run_folder import RunFolder, model_fingerprint
-from codegen_fast.generation.config import GenerationConfig
+from codegen_fast.generation.config import GenerationConfig, resolve
 from codegen_fast.strangers import parse_json, regular_file
 from codegen_fast.weights import open_checkpoint
 
@@ -181,13 +181,23 @@ LONG = "a" * 100_000
 def test_a_configuration_of_odd_values(folder, changed):
     """n_positions: a table of as many rows would be made, which no file backs."""
     (folder / "config.json").write_text(json.dumps({**CONFIG, **changed}))
-    refused(ValueError, "config.json: .*expected|must agree|of quantised checkpoints", CodeGenConfig.from_folder, folder)
+    refused(ValueError, "config.json: .* is ", CodeGenConfig.from_folder, folder)
 
 
 @pytest.mark.parametrize("name", ["num_beams", "num_return_sequences"])
 def test_a_file_does_not_ask_for_rows_by_thousands(folder, name):
+    refused(ValueError, f"config.json: {name} is 65536; expected at most", GenerationConfig.from_folder, folder, {name: 65536})
     (folder / "generation_config.json").write_text(json.dumps({name: 65536}))
     refused(ValueError, f"generation_config.json: {name} is 65536; expected at most 1024", GenerationConfig.from_folder, folder, {})
+
+
+def test_numbers_of_hundreds_of_digits():
+    for name in ("temperature", "length_penalty", "repetition_penalty", "top_p", "max_time"):
+        for number in (10**400, -(10**400)):
+            try:
+                resolve({name: number}, GenerationConfig(), GenerationConfig())
+            except ValueError as error:
+                assert "is not allowed: expected" in str(error)
 
 
 # ---- .bin ------------------------------------------------------------------------------------------
@@ -220,8 +230,7 @@ def test_a_pickle_that_names_more_than_tensors(folder, data, named):
                                   b"\x80\x02}U\x01aN", pickle.dumps({"a": 1}, 2)[:-2]])
 def test_a_broken_pickle(folder, data):
     write_pickle(folder, data)
-    refused(OSError, "is cut off or damaged|broken", open_checkpoint, folder) if data != b"" else refused(
-        OSError, "damaged", open_checkpoint, folder)
+    refused((OSError, ValueError), "is cut off or damaged|its pickle is broken", open_checkpoint, folder)
 
 
 @pytest.mark.parametrize("tensors, message", [

@@ -40,7 +40,12 @@ def as_whole(value: Any) -> int | None:
 def _as_number(value: Any) -> float:
     """The value as a float, NaN where it is not a real number."""
     value = as_scalar(value)
-    return math.nan if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:  # an int of hundreds of digits
+        return math.inf if value > 0 else -math.inf
 
 
 def _refuse(name: str, value: Any, allowed: str, kind: type[Exception] = ValueError) -> Exception:

@@ -72,13 +72,10 @@ class GenerationConfig:
         """
         path = Path(folder) / "generation_config.json"
         if not is_there(path):
+            _require_few_rows(model_config, str(Path(folder) / "config.json"))
             return cls.from_model_config(model_config)
         values = read_json_object(path)
-        for name in ("num_beams", "num_return_sequences"):
-            # A call may ask for as many as it has memory for; a file that came with weights may not.
-            if isinstance(values.get(name), int) and values[name] > MOST_STORED_ROWS:
-                raise ValueError(f"{path}: {name} is {values[name]!r:.80}; expected at most {MOST_STORED_ROWS}, more only in "
-                                 f"the call")
+        _require_few_rows(values, str(path))
         return cls.from_dict(values)
 
     @classmethod
@@ -87,6 +84,14 @@ class GenerationConfig:
         forward_only = ("output_hidden_states", "output_attentions")
         names = KNOBS.keys() - set(forward_only)
         return cls(**{name: value for name, value in model_config.items() if name in names})
+
+
+def _require_few_rows(values: dict[str, Any], where: str) -> None:
+    """A call may ask for as many rows as it has memory for; a file that came with weights may not."""
+    for name in ("num_beams", "num_return_sequences"):
+        if isinstance(values.get(name), int) and values[name] > MOST_STORED_ROWS:
+            raise ValueError(f"{where}: {name} is {values[name]!r:.80}; expected at most {MOST_STORED_ROWS}, more only in the "
+                             f"call")
 
 
 def require_known_knobs(knobs: dict[str, Any], where: str) -> None:
