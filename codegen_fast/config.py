@@ -7,8 +7,6 @@ config that contradicts itself is refused with the name and the value.
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Mapping
@@ -16,6 +14,7 @@ from typing import Any, Mapping
 import torch
 
 from .quantization import from_config
+from .strangers import is_there, read_json_object
 
 MODEL_TYPES = ("codegen", "gptj")
 WEIGHT_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -30,6 +29,10 @@ _SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
 # Beyond this a product of two sizes and an element's bytes leaves 63 bits.
 _LARGEST_SIZE = 2**24
 _LARGEST_HEAD = 1024  # what attention holds on the stack
+_LARGEST_EPSILON = 3.4e38
+_LARGEST_ID = 2**31  # of a token
+# Of n_positions * rotary_dim, whose table no file backs: 64 MB, 128 times that of the largest CodeGen.
+_LARGEST_ROTARY_TABLE = 2**24
 # Weights and cache are laid out by these; the others (token ids, use_cache) programs do set on a loaded model.
 _FIXED = frozenset(_SIZES) | {
     "rotary_dim", "layer_norm_epsilon", "activation_function", "tie_word_embeddings", "model_type"
@@ -132,13 +135,13 @@ class CodeGenConfig:
         values = dict(values)
         model_type = values.pop("model_type", None)
         if model_type not in MODEL_TYPES:
-            raise ValueError(f"{where}: model_type is {model_type!r}, so this is not a CodeGen model; "
+            raise ValueError(f"{where}: model_type is {model_type!r:.80}, so this is not a CodeGen model; "
                              f"expected 'codegen' or 'gptj'")
         for alias, name in _ALIASES.items():
             if alias in values:
                 value = values.pop(alias)
                 if values.setdefault(name, value) != value:
-                    raise ValueError(f"{where}: {alias} is {value!r} and {name} is {values[name]!r}; they are two "
+                    raise ValueError(f"{where}: {alias} is {value!r:.80} and {name} is {values[name]!r:.80}; they are two "
                                      f"names of one size and must agree")
         old_dtype = values.pop("torch_dtype", None)
         new_dtype = values.pop("dtype", None)
@@ -153,25 +156,10 @@ class CodeGenConfig:
     @classmethod
     def from_folder(cls, folder: str | Path) -> CodeGenConfig:
         """Reads <folder>/config.json. OSError without one, ValueError where it is broken or not CodeGen's."""
-        values = read_json(Path(folder) / "config.json", what="a folder of a CodeGen checkpoint holds one")
-        return cls.from_dict(values, where=str(Path(folder) / "config.json"))
-
-
-def read_json(path: Path, *, what: str) -> dict[str, Any]:
-    """The object in a JSON file. OSError (`what` says what it is for) without the file, ValueError if broken."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise OSError(f"{path.parent} has no {path.name}; {what}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}); download it again") from None
-    try:
-        values = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); download it again") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}; expected a JSON object")
-    return values
+        path = Path(folder) / "config.json"
+        if not is_there(path):
+            raise OSError(f"{folder} has no config.json; a folder of a CodeGen checkpoint holds one")
+        return cls.from_dict(read_json_object(path), where=str(path))
 
 
 def _parse_dtype(value: Any) -> torch.dtype | None:
@@ -179,7 +167,7 @@ def _parse_dtype(value: Any) -> torch.dtype | None:
         return None
     dtype = WEIGHT_DTYPES.get(str(value).removeprefix("torch."))
     if dtype is None:
-        raise ValueError(f"torch_dtype is {value!r}; expected {', '.join(WEIGHT_DTYPES)}")
+        raise ValueError(f"torch_dtype is {value!r:.80}; expected {', '.join(WEIGHT_DTYPES)}")
     return dtype
 
 
@@ -189,15 +177,15 @@ def _is_int(value: Any) -> bool:
 
 def _check(config: CodeGenConfig) -> None:
     if config.model_type not in MODEL_TYPES:
-        raise ValueError(f"model_type is {config.model_type!r}; expected 'codegen' or 'gptj'")
+        raise ValueError(f"model_type is {config.model_type!r:.80}; expected 'codegen' or 'gptj'")
     for name in _SIZES:
         value = getattr(config, name)
         if name == "n_inner" and value is None:
             continue
         if not _is_int(value):
-            raise ValueError(f"{name} is {value!r} ({type(value).__name__}); expected an integer")
+            raise ValueError(f"{name} is {value!r:.80} ({type(value).__name__}); expected an integer")
         if not 1 <= value <= _LARGEST_SIZE:
-            raise ValueError(f"{name} is {value}; expected 1 to {_LARGEST_SIZE}")
+            raise ValueError(f"{name} is {value!r:.80}; expected 1 to {_LARGEST_SIZE}")
     if config.n_embd % config.n_head:
         raise ValueError(f"n_embd is {config.n_embd} and n_head is {config.n_head}; n_embd must be divisible by n_head")
     if config.head_dim > _LARGEST_HEAD or config.head_dim % 2:
@@ -207,20 +195,23 @@ def _check(config: CodeGenConfig) -> None:
         raise ValueError(f"n_head is {config.n_head}; CodeGen stores its heads in 4 blocks, so it must be a "
                          f"multiple of 4")
     if not _is_int(config.rotary_dim):
-        raise ValueError(f"rotary_dim is {config.rotary_dim!r}; expected an even integer from 2 to the head's "
+        raise ValueError(f"rotary_dim is {config.rotary_dim!r:.80}; expected an even integer from 2 to the head's "
                          f"{config.head_dim} (a model without rotary_dim is not supported)")
     if not 0 < config.rotary_dim <= config.head_dim or config.rotary_dim % 2:
-        raise ValueError(f"rotary_dim is {config.rotary_dim}; expected an even number from 2 to the head's "
+        raise ValueError(f"rotary_dim is {config.rotary_dim!r:.80}; expected an even number from 2 to the head's "
                          f"{config.head_dim} (n_embd / n_head)")
+    if config.n_positions * config.rotary_dim > _LARGEST_ROTARY_TABLE:
+        raise ValueError(f"n_positions is {config.n_positions} and rotary_dim is {config.rotary_dim}; expected a product of "
+                         f"at most {_LARGEST_ROTARY_TABLE}")
     eps = config.layer_norm_epsilon
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not math.isfinite(eps) or eps <= 0:
-        raise ValueError(f"layer_norm_epsilon is {eps!r}; expected a positive number")
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps <= _LARGEST_EPSILON:
+        raise ValueError(f"layer_norm_epsilon is {eps!r:.80}; expected a positive number of float32's range")
     if config.activation_function != "gelu_new":
-        raise ValueError(f"activation_function is {config.activation_function!r}; CodeGen's kernels compute "
+        raise ValueError(f"activation_function is {config.activation_function!r:.80}; CodeGen's kernels compute "
                          f"'gelu_new' only")
     for name in ("tie_word_embeddings", "use_cache"):
         if not isinstance(getattr(config, name), bool):
-            raise ValueError(f"{name} is {getattr(config, name)!r}; expected true or false")
+            raise ValueError(f"{name} is {getattr(config, name)!r:.80}; expected true or false")
     _check_token_ids(config)
     from_config(config.extra.get("quantization_config"))
 
@@ -229,6 +220,7 @@ def _check_token_ids(config: CodeGenConfig) -> None:
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = getattr(config, name)
         is_list = name == "eos_token_id" and isinstance(value, list) and len(value) > 0
-        if value is not None and not all(_is_int(i) for i in (value if is_list else [value])):
+        ids = value if is_list else [value]
+        if value is not None and not all(_is_int(i) and abs(i) < _LARGEST_ID for i in ids):
             kinds = "an integer, a list of integers or null" if name == "eos_token_id" else "an integer or null"
-            raise ValueError(f"{name} is {value!r}; expected {kinds}")
+            raise ValueError(f"{name} is {value!r:.80}; expected {kinds}")

@@ -78,5 +78,5 @@ def from_config(values: Mapping[str, Any] | None) -> str | None:
     for name in QUANTIZATIONS:
         if values == to_config(name):
             return name
-    raise ValueError(f"quantization_config is {values!r}; of quantised checkpoints only this package's own are read, "
+    raise ValueError(f"quantization_config is {values!r:.200}; of quantised checkpoints only this package's own are read, "
                      f"{to_config('int8')!r} or {to_config('int4')!r} (group_size 32, 64 or 128)")

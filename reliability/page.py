@@ -24,6 +24,7 @@ PARTS: tuple[str, ...] = (
     "sanitizers",
     "properties",
     "soak",
+    "hostile",
 )
 
 

@@ -97,7 +97,7 @@ def test_a_harmless_object_in_a_pickle_is_refused(tmp_path):
     torch.save({3: torch.zeros(2)}, tmp_path / "pytorch_model.bin")
     expect(tmp_path, ValueError, r"has the key 3; expected the names of tensors")
     torch.save({"a": torch.eye(2).to_sparse()}, tmp_path / "pytorch_model.bin")
-    expect(tmp_path, ValueError, r"tensor 'a' of .*pytorch_model.bin is a sparse")
+    expect(tmp_path, ValueError, r"something that is not a tensor, and nothing in it was run \('GLOBAL torch._utils _rebuild_sparse_tensor'")
 
 
 @pytest.mark.parametrize("layout", ["sharded", "sharded_bin"])
@@ -120,7 +120,7 @@ def test_a_shard_cannot_be_a_link_out_of_its_folder(tmp_path):
     shard = sorted(folder.glob("*.safetensors"))[1]
     shutil.move(shard, outside / "shard")
     shard.symlink_to(outside / "shard")
-    expect(folder, ValueError, r"the shard .*00002-of-00003.safetensors links to .*outside/shard, outside its folder")
+    expect(folder, ValueError, r"00002-of-00003.safetensors links to .*outside/shard, outside its folder")
 
 
 def test_links_within_the_cache_of_the_hub_are_followed(tmp_path):
@@ -144,7 +144,7 @@ def test_links_within_the_cache_of_the_hub_are_followed(tmp_path):
     ("text", r"is (not a checkpoint of torch.save|cut off or not a safetensors file)"),
     ("lfs", r"is only a Git LFS pointer to the weights; run `git lfs pull`"),
     ("gone", r"has no .*00002-of-00003.*, which .*index.json names; download it"),
-    ("folder", r"is not a file; expected the weights of a checkpoint|has no .*, which .*index.json names"),
+    ("folder", r"is not a file; expected a regular one"),
 ])
 def test_a_damaged_file_is_named(tmp_path, layout, damage, message):
     long = {name: torch.cat([tensor.float().flatten()] * 500) for name, tensor in TENSORS.items()}

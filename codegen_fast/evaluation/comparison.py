@@ -1,7 +1,7 @@
 """Two runs of one benchmark against each other, problem by problem."""
 from __future__ import annotations
 
-import json
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from ..strangers import is_there, read_json_object
 from .estimates import Interval, best_temperature, interval, pass_at_k_of_problems
 from .run_folder import SUMMARY_FILE, read_settings
+
+_MOST_PROGRAMS = 10**6  # of one problem: pass@k takes an array of as many numbers
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,17 @@ def compare(first: str | os.PathLike, second: str | os.PathLike, ks: Iterable[in
     require_comparable(first, benchmark, problems, second)
     if benchmark == "mtpb":
         return [_difference("pass rate", *(_best(summary, None, problems) for summary in summaries))]
-    wanted = list(ks) or [k for k in map(int, summaries[0]["pass_at_k"]) if str(k) in summaries[1]["pass_at_k"]]
+    wanted = list(ks) or _common_ks(first, second, summaries)
     return [_difference(f"pass@{k}", *(_best(summary, k, problems) for summary in summaries)) for k in wanted]
+
+
+def _common_ks(first: str | os.PathLike, second: str | os.PathLike, summaries: list[dict[str, Any]]) -> list[int]:
+    """The k of pass@k that both have, in the first one's order."""
+    tables = [summary.get("pass_at_k") for summary in summaries]
+    for folder, table in zip((first, second), tables):
+        if not isinstance(table, dict) or not all(k.isdecimal() and k.isascii() and len(k) < 10 for k in table):
+            raise ValueError(f"{Path(folder) / SUMMARY_FILE} has no pass_at_k of numbers; expected it in a run of humaneval")
+    return [int(k) for k in tables[0] if k in tables[1]]
 
 
 def require_comparable(folder: str | os.PathLike, benchmark: str, problems: Iterable[str], other: str | os.PathLike
@@ -84,10 +96,35 @@ def read_summary(folder: str | os.PathLike) -> dict[str, Any]:
     """Of a judged run. OSError where there is none."""
     read_settings(folder)
     path = Path(folder) / SUMMARY_FILE
-    try:
-        summary = json.loads(path.read_text())
-    except OSError as error:
-        raise OSError(f"{path} cannot be read ({error.strerror or error}): the run has not come to its end") from None
+    if not is_there(path):
+        raise OSError(f"{path} is not there: the run has not come to its end")
+    summary = read_json_object(path)
     if "counts" not in summary:
         raise OSError(f"the programs of {folder} have not been run: go on with it with --allow-code-execution")
+    if not _is_counted(summary):
+        raise ValueError(f"{path} is not the summary of a run; expected counts of each problem at every temperature")
     return summary
+
+
+def _is_counted(summary: dict[str, Any]) -> bool:
+    """Whether counts are {temperature: {problem: [programs, those that passed]}}, the same problems everywhere."""
+    counts = summary["counts"]
+    if not isinstance(counts, dict) or not counts or not all(isinstance(each, dict) for each in counts.values()):
+        return False
+    names = next(iter(counts.values())).keys()
+    return bool(names) and all(
+        _is_number(temperature) and each.keys() == names and all(map(_is_pair, each.values()))
+        for temperature, each in counts.items())
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _is_pair(pair: Any) -> bool:
+    """[programs, those that passed]."""
+    return (isinstance(pair, list) and len(pair) == 2 and all(type(each) is int for each in pair)
+            and 0 <= pair[1] <= pair[0] <= _MOST_PROGRAMS and pair[0] > 0)

@@ -4,12 +4,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .jsonl import Record, read_records, require_fields
+from .jsonl import Record, as_number, read_records, require_fields
 from .rows import Completer, Prompt, problem_seed, runs_of
 from .units import Unit
 from .verdicts import Program, Verdict
 
 ID = "task_id"
+JUDGED = {"completion": str}  # of a sample
 _FIELDS = {"task_id": str, "prompt": str, "entry_point": str, "test": str}
 
 
@@ -33,15 +34,16 @@ def read_problems(data: str | None) -> list[Record]:
         if not problem["prompt"]:
             raise ValueError(f"{where} has an empty prompt")
         if problem["task_id"] in seen:
-            raise ValueError(f"{where} has the task_id of an earlier one: {problem['task_id']}")
+            raise ValueError(f"{where} has the task_id of an earlier one: {problem['task_id']:.80}")
         seen.add(problem["task_id"])
     return problems
 
 
 def record_key(problems: list[Record]) -> Callable[[Record], tuple[int, int, int]]:
-    """The key of a record of these problems, (problem, 0, sample); KeyError for one of another's."""
+    """The key of a record of these problems, (problem, 0, sample); KeyError for one of another's, TypeError for
+    what is none."""
     places = {problem["task_id"]: i for i, problem in enumerate(problems)}
-    return lambda record: (places[record["task_id"]], 0, record["sample"])
+    return lambda record: (places[record["task_id"]], 0, as_number(record["sample"]))
 
 
 def cases(problems: list[Record]) -> list[tuple[int, int]]:

@@ -4,11 +4,16 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import stat
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..strangers import parse_json
+
 Record = dict[str, Any]
+_MOST_UNFOLDED = 100  # times a compressed file's size; HumanEval's unfolds to five times
 
 
 def read_records(path: str | os.PathLike, option: str) -> list[Record]:
@@ -17,9 +22,11 @@ def read_records(path: str | os.PathLike, option: str) -> list[Record]:
     Raises OSError where it cannot be read, ValueError for a line that is no JSON object, and for an empty file.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():  # a pipe or a device has no end; where a link leads is what the user meant
+        raise OSError(f"{option} {path} cannot be read: it is no regular file")
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+        data = _decompressed(path) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise OSError(f"{option} {path} cannot be read: {reason}") from None
     records = [record for _, record in _parsed(data, f"{option} {path}")]
@@ -37,6 +44,13 @@ def require_fields(record: Record, fields: dict[str, type], where: str) -> None:
             raise ValueError(f"{where} has {name}={record[name]!r:.60}, expected a {kind.__name__}")
 
 
+def as_number(value: Any) -> int:
+    """A sample's or a case's number, as it is. TypeError for anything else."""
+    if type(value) is not int or not 0 <= value < 2**31:
+        raise TypeError(f"{value!r:.60} is no number of a sample or a case")
+    return value
+
+
 class Journal:
     """A file of JSON lines that grows. A line counts once its line break is written, whatever ends the process.
 
@@ -44,18 +58,19 @@ class Journal:
     the lines in order, so that how often a run was stopped, and who wrote what first, does not show in the file.
     """
 
-    def __init__(self, path: Path, key: Callable[[Record], Any]):
-        """key: identifies a record, and says its place in the settled file.
+    def __init__(self, path: Path, key: Callable[[Record], Any], is_whole: Callable[[Record], bool] = lambda record: True):
+        """key: identifies a record, and says its place in the settled file; is_whole: whether it has what is read of it.
 
         Raises ValueError for a line that is no record, OSError where the file cannot be opened.
         """
-        self.path, self._key = path, key
+        self.path, self._key, self._is_whole = path, key, is_whole
         self.records: dict[Any, Record] = {}
         try:
-            self._file: BinaryIO = open(path, "ab+", buffering=0)
+            self._file = open_own(path)
             self._recover()
-        except OSError as error:
-            raise OSError(f"{path} cannot be opened: {error.strerror or error}") from None
+        except (OSError, MemoryError) as error:
+            reason = getattr(error, "strerror", None) or str(error) or "it does not fit the memory"
+            raise OSError(f"{path} cannot be opened: {reason}") from None
 
     def _recover(self) -> None:
         data = self.path.read_bytes()
@@ -66,8 +81,10 @@ class Journal:
             try:
                 key = self._key(record)
             except (KeyError, TypeError):
+                key = None
+            if key is None or not self._is_whole(record):
                 raise ValueError(f"line {number} of {self.path} is no record of such a run: move the file away, or "
-                                 "use another --out") from None
+                                 "use another --out")
             self.records.setdefault(key, record)
 
     def append(self, record: Record) -> bool:
@@ -91,16 +108,38 @@ class Journal:
         if ordered == self.path.read_bytes():
             return
         beside = self.path.with_name(self.path.name + ".tmp")
-        with open(beside, "wb") as file:
+        beside.unlink(missing_ok=True)  # a killed process's, or a link
+        with open(beside, "xb") as file:
             file.write(ordered)
             file.flush()
             os.fsync(file.fileno())
         self._file.close()
         os.replace(beside, self.path)
-        self._file = open(self.path, "ab+", buffering=0)
+        self._file = open_own(self.path)
 
     def close(self) -> None:
         self._file.close()
+
+
+def open_own(path: Path) -> BinaryIO:
+    """A file of a run, to read and to append to. OSError for a link, which may lead anywhere, and what is no file."""
+    if path.is_symlink():
+        raise OSError("it is a link")
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError("it is no regular file")
+    return open(descriptor, "ab+", buffering=0)
+
+
+def _decompressed(path: Path) -> bytes:
+    """A gzip file's contents. OSError where they are far larger than the file: problems' texts are not."""
+    most = _MOST_UNFOLDED * path.stat().st_size
+    with gzip.open(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(f"it unfolds to more than {_MOST_UNFOLDED} times its size")
+    return data
 
 
 def _parsed(data: bytes, name: str) -> Iterator[tuple[int, Record]]:
@@ -109,8 +148,8 @@ def _parsed(data: bytes, name: str) -> Iterator[tuple[int, Record]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except (ValueError, UnicodeDecodeError) as error:
+            record = parse_json(line)
+        except ValueError as error:
             raise ValueError(f"line {number} of {name} is no JSON: {error}") from None
         if not isinstance(record, dict):
             raise ValueError(f"line {number} of {name} is a {type(record).__name__}, expected a JSON object")

@@ -9,16 +9,18 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from ..memory import available_bytes, cache_bytes
-from .jsonl import Record, read_records, require_fields
+from .jsonl import Record, as_number, read_records, require_fields
 from .rows import Completer, Prompt, problem_seed, runs_of
 from .units import Unit
 from .verdicts import Program, Verdict
 
 PREFIX = "# Import libraries.\n\nimport numpy as np\n\n"
 ID = "id"
+JUDGED = {"completions": str, "gold_output": object}  # of a sample
 _FIELDS = {"id": str, "prompts": list, "inputs": list, "outputs": list}
 _AT_ONCE = 256  # conversations: as many as keep the machine busy in every turn
 _SHARE = 0.25   # of the free memory, for caches between turns
@@ -35,11 +37,11 @@ def read_problems(data: str) -> list[Record]:
         where = f"problem {number} of --data {data}"
         require_fields(problem, _FIELDS, where)
         if problem["id"] in seen:
-            raise ValueError(f"{where} has the id of an earlier one: {problem['id']}")
+            raise ValueError(f"{where} has the id of an earlier one: {problem['id']:.80}")
         seen.add(problem["id"])
         length = problem.get("max_gen_length")
-        if length is not None and (not isinstance(length, int) or length < 1):
-            raise ValueError(f"{where} has max_gen_length={length!r}, expected a number of tokens")
+        if length is not None and (type(length) is not int or length < 1):
+            raise ValueError(f"{where} has max_gen_length={length!r:.60}, expected a number of tokens")
         if not problem["prompts"] or not all(isinstance(prompt, str) for prompt in problem["prompts"]):
             raise ValueError(f"{where} has prompts={problem['prompts']!r:.60}, expected a list of texts")
         for case in range(num_cases(problem)):
@@ -47,7 +49,7 @@ def read_problems(data: str) -> list[Record]:
                 turns(problem, case)
             except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
                 raise ValueError(f"{where}: input {case} ({problem['inputs'][case]!r:.60}) does not fill the prompts: "
-                                 f"{type(error).__name__} {error}") from None
+                                 f"{type(error).__name__} {str(error)[:100]}") from None
     return problems
 
 
@@ -57,8 +59,20 @@ def num_cases(problem: Record) -> int:
 
 
 def turns(problem: Record, case: int) -> list[str]:
-    """The prompts of a case, its inputs filled in."""
-    return [prompt.format(**problem["inputs"][case]) for prompt in problem["prompts"]]
+    """The prompts of a case, its inputs filled in. Raises KeyError, ValueError or TypeError where they
+    do not fit.
+
+    Of str.format only {name} is taken, which is all that the benchmark has: {name:>999999999} would fill the memory, and
+    {name.attribute} reads what is no input.
+    """
+    values = problem["inputs"][case]
+    if not isinstance(values, dict):
+        raise TypeError(f"inputs must be objects, got a {type(values).__name__}")
+    for prompt in problem["prompts"]:
+        for _, name, spec, conversion in Formatter().parse(prompt):
+            if name is not None and (spec or conversion or not name.isidentifier()):
+                raise ValueError(f"a prompt has the field {name!r:.40} in more words than its name")
+    return [prompt.format_map(values) for prompt in problem["prompts"]]
 
 
 def wrap(prompt: str) -> str:
@@ -67,9 +81,10 @@ def wrap(prompt: str) -> str:
 
 
 def record_key(problems: list[Record]) -> Callable[[Record], tuple[int, int, int]]:
-    """The key of a record of these problems, (problem, case, sample); KeyError for one of another's."""
+    """The key of a record of these problems, (problem, case, sample); KeyError for one of another's, TypeError for
+    what is none."""
     places = {problem["id"]: i for i, problem in enumerate(problems)}
-    return lambda record: (places[record["id"]], record["case"], record["sample"])
+    return lambda record: (places[record["id"]], as_number(record["case"]), as_number(record["sample"]))
 
 
 def cases(problems: list[Record]) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from . import summaries
 from .jsonl import Journal, Record
 from .paper import PaperModel
+from .records import is_result, is_sample
 from .run_folder import SUMMARY_FILE, RunFolder
 from .samplers import BENCHMARKS, SamplerSpec
 from .units import Unit, missing_units
@@ -46,7 +47,9 @@ class Run:
         make_executor: None leaves the programs alone, and the summary then has no pass rates.
         """
         with RunFolder(self.folder, {**self.settings, **self.checked}, self.about) as folder, ExitStack() as stack:
-            samples = {temperature: self._journal(stack, f"samples-t{temperature:g}.jsonl")
+            fields = BENCHMARKS[self.settings["benchmark"]].JUDGED
+            samples = {temperature: self._journal(stack, f"samples-t{temperature:g}.jsonl",
+                                                  lambda record: is_sample(record, fields))
                        for temperature in self.settings["temperature"]}
             self._sample(samples, progress, make_workers)
             summary: dict[str, Any] = {"settings": folder.settings,
@@ -55,15 +58,16 @@ class Run:
                 summary["prompt_perplexity"] = summaries.prompt_perplexities(_records(samples))
             if make_executor is not None:
                 seconds = self.settings["seconds"]
-                results = {temperature: self._journal(stack, f"results-t{temperature:g}-{seconds:g}s.jsonl")
+                results = {temperature: self._journal(stack, f"results-t{temperature:g}-{seconds:g}s.jsonl", is_result)
                            for temperature in samples}
                 self._judge(samples, results, progress, make_executor)
                 summary.update(self._estimates(samples, results))
             folder.write(SUMMARY_FILE, summary)
             return summary
 
-    def _journal(self, stack: ExitStack, name: str) -> Journal:
-        journal = Journal(self.folder / name, BENCHMARKS[self.settings["benchmark"]].record_key(self.spec.problems))
+    def _journal(self, stack: ExitStack, name: str, is_whole: Callable[[Record], bool]) -> Journal:
+        key = BENCHMARKS[self.settings["benchmark"]].record_key(self.spec.problems)
+        journal = Journal(self.folder / name, key, is_whole)
         stack.callback(journal.close)
         return journal
 

@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..strangers import is_there, read_json_object, regular_file
+from .jsonl import open_own
 from .settings import FREE, GROWING
 
 SETTINGS_FILE = "settings.json"
@@ -30,7 +32,7 @@ class RunFolder:
             raise OSError(f"--out {self.path} is a file: name a folder, which is made where there is none")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / "lock", "w")
+            self._lock = open_own(self.path / "lock")
         except OSError as error:
             raise OSError(f"--out {self.path} cannot be written: {error.strerror or error}") from None
         try:
@@ -55,12 +57,17 @@ class RunFolder:
     def write(self, name: str, value: dict[str, Any]) -> None:
         """A JSON file, written beside and renamed."""
         beside = self.path / f"{name}.tmp"
-        beside.write_text(json.dumps(value, indent=1) + "\n")
-        os.replace(beside, self.path / name)
+        try:
+            beside.unlink(missing_ok=True)  # a killed process's, or a link
+            with open(beside, "x", encoding="utf-8") as file:
+                file.write(json.dumps(value, indent=1) + "\n")
+            os.replace(beside, self.path / name)
+        except OSError as error:
+            raise OSError(f"{self.path / name} cannot be written: {error.strerror or error}; use another --out") from None
 
     def _agreed(self, now: dict[str, Any]) -> dict[str, Any]:
         """`now`, if what is in the folder can be gone on with under it."""
-        if not (self.path / SETTINGS_FILE).exists():
+        if not is_there(self.path / SETTINGS_FILE):
             if next(self.path.glob("*.jsonl"), None) is not None:
                 raise ValueError(f"--out {self.path} holds .jsonl files and no {SETTINGS_FILE}: it is not known how "
                                  "they were made; use another folder")
@@ -81,14 +88,11 @@ class RunFolder:
 def read_settings(folder: str | os.PathLike) -> dict[str, Any]:
     """Of a run's folder. Raises OSError where there is no run, ValueError where the file is broken."""
     path = Path(folder) / SETTINGS_FILE
-    try:
-        value = json.loads(path.read_text())
-    except OSError as error:
-        raise OSError(f"{folder} holds no run: {path} cannot be read ({error.strerror or error})") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    if not isinstance(value, dict) or "benchmark" not in value:
-        raise ValueError(f"{path} is not the settings of a run")
+    if not is_there(path):
+        raise OSError(f"{folder} holds no run: there is no {SETTINGS_FILE} in it")
+    value = read_json_object(path)
+    if not isinstance(value.get("benchmark"), str):
+        raise ValueError(f"{path} is not the settings of a run; expected the name of a benchmark in it")
     return value
 
 
@@ -107,8 +111,9 @@ def model_fingerprint(folder: Path) -> str:
         if path.suffix not in (".safetensors", ".bin") and path.name not in ("config.json", "tokenizer.json",
                                                                              "vocab.json", "merges.txt"):
             continue
-        size = path.stat().st_size
-        with open(path, "rb") as file:
+        real = regular_file(path)
+        size = real.stat().st_size
+        with open(real, "rb") as file:
             digest.update(f"{path.name} {size} ".encode() + file.read(1 << 16))
             for piece in range(_PIECES):
                 file.seek((size - _PIECE_BYTES) * (piece + 1) // _PIECES if size > _PIECE_BYTES else 0)
@@ -117,8 +122,11 @@ def model_fingerprint(folder: Path) -> str:
 
 
 def _holds(now: Any, then: Any) -> bool:
-    return set(then) <= set(now) if isinstance(now, list) and isinstance(then, list) else now >= then
+    if isinstance(now, list) and isinstance(then, list):
+        return all(each in now for each in then)
+    return isinstance(now, (int, float)) and isinstance(then, (int, float)) and now >= then
 
 
 def _shown(value: Any) -> str:
-    return "nothing" if value is None else json.dumps(value) if not isinstance(value, str) else value
+    text = "nothing" if value is None else " ".join(value.split()) if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."

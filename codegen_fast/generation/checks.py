@@ -14,6 +14,8 @@ import torch
 
 # The kernels hold knobs in float32.
 _FLOAT32_MAX, _FLOAT32_MIN = 3.4028234e38, 1.1754944e-38
+_LARGEST_COUNT = 2**62  # of tokens, rows, candidates: more is no different, and no number of a tensor
+_LARGEST_ID = 2**31     # no vocabulary is as large
 
 
 def as_int(value: Any) -> int | None:
@@ -37,10 +39,21 @@ def as_whole(value: Any) -> int | None:
     return int(plain) if whole is None and isinstance(plain, float) and plain.is_integer() else whole
 
 
+def _as_token(value: Any) -> int | None:
+    """As as_int; None too for what is larger than any id."""
+    number = as_int(value)
+    return None if number is not None and number >= _LARGEST_ID else number
+
+
 def _as_number(value: Any) -> float:
     """The value as a float, NaN where it is not a real number."""
     value = as_scalar(value)
-    return math.nan if isinstance(value, bool) or not isinstance(value, numbers.Real) else float(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:  # an int of hundreds of digits
+        return math.inf if value > 0 else -math.inf
 
 
 def _refuse(name: str, value: Any, allowed: str, kind: type[Exception] = ValueError) -> Exception:
@@ -63,7 +76,7 @@ def integer(low: int, more: str = "", *, negative: int | None = None, whole: boo
             return negative
         if number is None or number < low:
             raise _refuse(name, value, allowed)
-        return number
+        return min(number, _LARGEST_COUNT)
 
     return check
 
@@ -134,7 +147,7 @@ def confidence(name: str, value: Any) -> float:
 
 def token_id(name: str, value: Any) -> int | None:
     """None for a negative one: programs pass -1 for "no such token"."""
-    number = as_int(value)
+    number = _as_token(value)
     if number is None:
         raise _refuse(name, value, "an int of 0 or more (a token id), or None")
     return number if number >= 0 else None
@@ -145,7 +158,7 @@ def eos_ids(name: str, value: Any) -> tuple[int, ...]:
     single = as_int(value)
     if single is None and (isinstance(value, str) or not isinstance(value, Iterable)):
         return token_ids(name, value)  # which says what is allowed
-    ids = tuple(map(as_int, value if single is None else (single,)))
+    ids = tuple(map(_as_token, value if single is None else (single,)))
     return token_ids(name, value) if None in ids else tuple(token for token in ids if token >= 0)
 
 
@@ -155,7 +168,7 @@ def token_ids(name: str, value: Any) -> tuple[int, ...]:
     single = as_int(value)
     if single is None and (isinstance(value, str) or not isinstance(value, Iterable)):
         raise _refuse(name, value, allowed)
-    ids = (single,) if single is not None else _ids(value)
+    ids = _ids(value) if single is None else _ids((single,))
     if not ids or min(ids) < 0:
         raise _refuse(name, value, allowed)
     return ids
@@ -174,7 +187,7 @@ def token_set(name: str, value: Any) -> tuple[int, ...]:
 
 def _ids(value: Iterable[Any]) -> tuple[int, ...]:
     """-1 for what is no int."""
-    return tuple(-1 if item is None else item for item in map(as_int, value))
+    return tuple(-1 if item is None else item for item in map(_as_token, value))
 
 
 def _is_token_sequence(value: Any) -> bool:

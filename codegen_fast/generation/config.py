@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import read_json
+from ..strangers import is_there, read_json_object
 from .knobs import KNOBS, nearest, require_known, require_off
+
+MOST_STORED_ROWS = 1024  # beams or samples of a prompt, that a checkpoint's own file may ask for
 
 
 class GenerationConfig:
@@ -66,12 +68,15 @@ class GenerationConfig:
 
         Without a generation_config.json the knobs are those that stand in config.json (`model_config`), as in
         transformers.
-        Raises ValueError where the file is not a JSON object.
+        Raises OSError where the file cannot be read, ValueError where it is not a JSON object or asks for rows by thousands.
         """
         path = Path(folder) / "generation_config.json"
-        if not path.exists():
+        if not is_there(path):
+            _require_few_rows(model_config, str(Path(folder) / "config.json"))
             return cls.from_model_config(model_config)
-        return cls.from_dict(read_json(path, what="it is optional"))
+        values = read_json_object(path)
+        _require_few_rows(values, str(path))
+        return cls.from_dict(values)
 
     @classmethod
     def from_model_config(cls, model_config: dict[str, Any]) -> GenerationConfig:
@@ -79,6 +84,14 @@ class GenerationConfig:
         forward_only = ("output_hidden_states", "output_attentions")
         names = KNOBS.keys() - set(forward_only)
         return cls(**{name: value for name, value in model_config.items() if name in names})
+
+
+def _require_few_rows(values: dict[str, Any], where: str) -> None:
+    """A call may ask for as many rows as it has memory for; a file that came with weights may not."""
+    for name in ("num_beams", "num_return_sequences"):
+        if isinstance(values.get(name), int) and values[name] > MOST_STORED_ROWS:
+            raise ValueError(f"{where}: {name} is {values[name]!r:.80}; expected at most {MOST_STORED_ROWS}, more only in the "
+                             f"call")
 
 
 def require_known_knobs(knobs: dict[str, Any], where: str) -> None:

@@ -39,7 +39,8 @@ _AT_LEAST = integer(0, negative=0)
 _PROBABILITY = number("a number from 0 to 1 (1 keeps every token)", lambda p: 0 <= p <= 1)
 _TYPICAL = number("a number above 0 and at most 1 (1 keeps every token)", lambda p: 0 < p <= 1)
 _CUTOFF = number("a number of 0 or more and below 1 (0 keeps every token)", lambda p: 0 <= p < 1)
-_FINITE = number("a finite number", lambda x: abs(x) < 1e308)
+# A length to its power is a number for every context that a model may have.
+_EXPONENT = number("a number from -32 to 32", lambda x: abs(x) <= 32)
 
 KNOBS: dict[str, Knob] = {knob.name: knob for knob in (
     # How long
@@ -62,7 +63,7 @@ KNOBS: dict[str, Knob] = {knob.name: knob for knob in (
     Knob("num_beams", "done", 1, integer(1), "beams a prompt; with do_sample they are drawn"),
     Knob("num_return_sequences", "done", 1, integer(1),
          "rows a prompt: samples of it, computed once, or its best beams"),
-    Knob("length_penalty", "done", 1.0, _FINITE, "beams are ranked by their log-probability / length to this power"),
+    Knob("length_penalty", "done", 1.0, _EXPONENT, "beams are ranked by their log-probability / length to this power"),
     Knob("temperature", "done", 1.0, checks.temperature, "divides the logits before a draw"),
     Knob("top_k", "done", 50, integer(0, " (0 or None keeps every token)"), "draws among the k likeliest"),
     Knob("top_p", "done", 1.0, _PROBABILITY, "draws among the likeliest that together have this probability"),

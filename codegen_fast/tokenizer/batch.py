@@ -64,7 +64,7 @@ def check_tensor_type(tensor_type: str | None) -> None:
 
 def check_side(name: str, side: str) -> str:
     if side not in ("left", "right"):
-        raise ValueError(f"{name} is {side!r}, expected 'left' or 'right'")
+        raise ValueError(f"{name} is {side!r:.80}, expected 'left' or 'right'")
     return side
 
 

@@ -47,7 +47,7 @@ class CodeGenTokenizer(SpecialTokens):
         self.truncation_side = truncation_side
         self.model_max_length = UNLIMITED if model_max_length is None else model_max_length
         if not isinstance(self.model_max_length, (int, float)) or self.model_max_length <= 0:
-            raise ValueError(f"model_max_length is {model_max_length!r}, expected a number of tokens")
+            raise ValueError(f"model_max_length is {model_max_length!r:.80}, expected a number of tokens")
         self.name_or_path = name_or_path
 
     @classmethod

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
+from ..strangers import MOST_TEXT_BYTES, is_there, read_json_object, regular_file
+from .pipeline import check_pipeline, check_vocabulary
+
 WANTED_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -62,7 +65,7 @@ def read_folder(folder: Path, settings: dict) -> TokenizerFolder:
     named_in = dict(config)
     if "added_tokens_decoder" not in config:
         named_in.update(_read_object(folder / "special_tokens_map.json"), **settings)
-    named = {name: token_text(named_in.get(name), name) for name in NAMED_TOKENS}
+    named = {name: token_text(named_in.get(name), f"{folder}: {name}") for name in NAMED_TOKENS}
     for name in ("bos_token", "eos_token", "unk_token"):
         if name not in named_in:
             named[name] = END_OF_TEXT
@@ -70,7 +73,9 @@ def read_folder(folder: Path, settings: dict) -> TokenizerFolder:
         named["pad_token"] = leftover_padding["pad_token"]
     extra = named_in.get("extra_special_tokens") or named_in.get("additional_special_tokens") or []
     extra = list(extra.values()) if isinstance(extra, dict) else extra
-    extra_special = [token_text(token, "extra_special_tokens") for token in extra]
+    if not isinstance(extra, list):
+        raise ValueError(f"{folder}: extra_special_tokens must be a list or an object, got {extra!r:.80}")
+    extra_special = [token_text(token, f"{folder}: extra_special_tokens") for token in extra]
 
     # In order: new tokens get their ids by it.
     special = [text for text in dict.fromkeys([*named.values(), *extra_special]) if text is not None]
@@ -120,50 +125,42 @@ def token_text(token: object, name: str) -> str | None:
         return token["content"]
     if token is None or isinstance(token, str):
         return token
-    raise ValueError(f"{name} must be a string or an added token, got {token!r}")
+    raise ValueError(f"{name} must be a string or an added token, got {token!r:.80}")
 
 
 def _check_class(tokenizer_class: str | None, folder: Path) -> None:
     name = tokenizer_class.removesuffix("Fast") if isinstance(tokenizer_class, str) else tokenizer_class
     if name not in KNOWN_CLASSES:
         known = ", ".join(known for known in KNOWN_CLASSES if known)
-        raise ValueError(f"{folder / 'tokenizer_config.json'}: tokenizer_class is {tokenizer_class!r}, which is not a "
+        raise ValueError(f"{folder / 'tokenizer_config.json'}: tokenizer_class is {tokenizer_class!r:.80}, which is not a "
                          f"CodeGen tokenizer; expected one of {known}")
 
 
 def _read_object(path: Path) -> dict:
     """The JSON object in `path`; {} where there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # malformed JSON or malformed UTF-8
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, got a {type(value).__name__}")
-    return value
+    return read_json_object(path) if is_there(path) else {}
 
 
 def _read_backend(folder: Path, config: dict) -> Tokenizer:
     """The pipeline of the folder: tokenizer.json's, or GPT-2's over vocab.json and merges.txt."""
     whole, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
-    if whole.is_file():
-        backend = _load(f"{whole} is not a tokenizer file", Tokenizer.from_file, str(whole))
-        if not isinstance(backend.model, models.BPE):
-            raise ValueError(f"{whole} holds a {type(backend.model).__name__} tokenizer, expected a byte-level BPE")
+    if is_there(whole):
+        check_pipeline(read_json_object(whole), whole)
+        backend = _load(f"{whole} is not a tokenizer file", Tokenizer.from_file, str(regular_file(whole)))
         if "add_prefix_space" in config:
             set_prefix_space(backend, bool(config["add_prefix_space"]))
         return backend
-    if not (vocab.is_file() and merges.is_file()):
-        found = sorted(name for name in WANTED_FILES if (folder / name).is_file())
+    if not (is_there(vocab) and is_there(merges)):
+        found = sorted(name for name in WANTED_FILES if is_there(folder / name))
         raise OSError(f"{folder} holds no tokenizer: expected tokenizer.json, or vocab.json and merges.txt "
                       f"(with added_tokens.json, where there are added tokens); found {', '.join(found) or 'neither'}")
     for key in ("add_bos_token", "add_eos_token"):
         if config.get(key):
-            raise ValueError(f"{folder / 'tokenizer_config.json'}: {key} is {config[key]!r}, but a CodeGen tokenizer "
+            raise ValueError(f"{folder / 'tokenizer_config.json'}: {key} is {config[key]!r:.80}, but a CodeGen tokenizer "
                              f"adds no tokens to a text; set it to false")
+    check_vocabulary(read_json_object(vocab), vocab)
     backend = Tokenizer(_load(f"{vocab} and {merges} are not a BPE vocabulary",
-                              models.BPE.from_file, str(vocab), str(merges)))
+                              models.BPE.from_file, *(str(regular_file(path, MOST_TEXT_BYTES)) for path in (vocab, merges))))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space", False)))
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = processors.ByteLevel(trim_offsets=False)
@@ -173,8 +170,10 @@ def _read_backend(folder: Path, config: dict) -> Tokenizer:
 def _load(complaint: str, read, *paths: str):
     try:
         return read(*paths)
-    except Exception as error:  # the library raises plain Exception for everything it can't parse
-        raise ValueError(f"{complaint}: {error}") from error
+    except BaseException as error:  # plain Exception for all it cannot parse, and panics, which are no Exception
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        raise ValueError(f"{complaint}: {' '.join(str(error).split())[:200]}") from error
 
 
 def _add_listed_tokens(backend: Tokenizer, folder: Path, config: dict, special: list[str]) -> None:
@@ -189,19 +188,19 @@ def _add_listed_tokens(backend: Tokenizer, folder: Path, config: dict, special: 
                 flags = {name: bool(fields[name]) for name in TOKEN_FLAGS if name in fields}
                 listed[int(token_id)] = AddedToken(fields["content"], **flags)
             except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{source}: added_tokens_decoder[{token_id!r}] is {fields!r}, "
+                raise ValueError(f"{source}: added_tokens_decoder[{token_id!r:.80}] is {fields!r:.80}, "
                                  f"expected the fields of a token under its id") from error
     else:
         for text, token_id in _read_object(source).items():
             if not isinstance(token_id, int):
-                raise ValueError(f"{source}: the id of {text!r} is {token_id!r}, expected an integer")
+                raise ValueError(f"{source}: the id of {text!r:.80} is {token_id!r:.80}, expected an integer")
             listed[token_id] = AddedToken(text, normalized=text not in special, special=text in special)
     backend.add_tokens([token for _, token in sorted(listed.items()) if token.content not in known])
     for token_id, token in listed.items():
         # The library numbers added tokens itself, in order; a gap in the list would shift every token after it.
         actual = backend.token_to_id(token.content)
         if actual != token_id:
-            raise ValueError(f"{source}: token {token.content!r} is listed with id {token_id}, "
+            raise ValueError(f"{source}: token {token.content!r:.80} is listed with id {token_id}, "
                              f"but the vocabulary gives it {actual}")
     flagged = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     backend.add_special_tokens([AddedToken(text, special=True, normalized=False)

@@ -14,13 +14,16 @@ from typing import Mapping, Protocol
 
 import torch
 
-from ..config import CodeGenConfig, read_json
+from ..config import CodeGenConfig
+from ..strangers import is_there, read_json_object, regular_file
 from . import layout
 from .bin_places import places_of_mapped
 from .file_tensors import CheckpointFile, StoredTensor
+from .pickles import first_foreign_name
 from .safetensors_reader import read_header
 
 _INDEX_SUFFIX = ".index.json"
+_MOST_SHARED = 8  # tensors that hold the same values, on an average: CodeGen has two at most
 _LFS_POINTER = b"version https://git-lfs"
 # The magic number that opens a file of torch.save before 1.6: a pickle, not a zip.
 _OLD_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -51,9 +54,9 @@ def open_checkpoint(folder: str | Path) -> TensorSource:
     """
     folder = Path(folder)
     for whole, open_file in (("model.safetensors", _open_safetensors), ("pytorch_model.bin", _open_bin)):
-        if (folder / whole).exists():
+        if is_there(folder / whole):
             return open_file(folder / whole)
-        if (folder / (whole + _INDEX_SUFFIX)).exists():
+        if is_there(folder / (whole + _INDEX_SUFFIX)):
             return _open_shards(folder / (whole + _INDEX_SUFFIX), open_file)
     others = [n for n in ("tf_model.h5", "flax_model.msgpack", "rust_model.ot", "model.ckpt.index")
               if (folder / n).exists()]
@@ -132,22 +135,23 @@ def _open_safetensors(path: Path) -> TensorSource:
 
 def _open_bin(path: Path) -> TensorSource:
     """A .bin file of torch.save."""
-    _check_bin(path)
+    real = _check_bin(path)
     file = CheckpointFile(path)
     try:
         # Mapped, so that nothing is read but the pickle; the values are read from the file (file_tensors.py).
-        content = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
+        content = torch.load(real, mmap=True, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
         # torch's message tells at length how to switch the protection off; its last sentence names the culprit.
         culprit = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
         raise ValueError(f"{path} holds something that is not a tensor, and nothing in it was run "
                          f"({culprit.strip() or 'its pickle is broken'}); get the weights as safetensors") from None
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise OSError(f"{path} is cut off or damaged ({str(error).splitlines()[0][:200]}); "
+    except Exception as error:  # a broken pickle can bring about any
+        raise OSError(f"{path} is cut off or damaged ({type(error).__name__}: {' '.join(str(error).split())[:200]}); "
                       f"download it again") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a dict of tensors by name")
     _check_tensors(content, str(path))
+    _check_backed(content, file.size, path)
     places = places_of_mapped(content, file)
     file.require_unchanged()
     return StateDictSource(content, str(path)) if places is None else _File(file, places)
@@ -180,7 +184,7 @@ class _Shards:
 
 
 def _open_shards(index: Path, open_file: Callable[[Path], TensorSource]) -> _Shards:
-    weight_map = read_json(index, what="it names the shards").get("weight_map")
+    weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise ValueError(f"{index} has no weight_map of tensor names to file names; download it again")
     paths = {file: _shard_path(index, file) for file in sorted(set(weight_map.values()))}
@@ -189,75 +193,97 @@ def _open_shards(index: Path, open_file: Callable[[Path], TensorSource]) -> _Sha
         shard = open_file(path)
         for name in shard.names():
             if name in file_of:
-                raise ValueError(f"tensor {name!r} is in two shards, {file_of[name].describe()} and {path}; "
+                raise ValueError(f"tensor {name!r:.80} is in two shards, {file_of[name].describe()} and {path}; "
                                  f"expected it in one")
             if name not in weight_map and not layout.is_buffer(name):
-                raise ValueError(f"{path} holds tensor {name!r}, which {index.name} does not name; the files are of "
+                raise ValueError(f"{path} holds tensor {name!r:.80}, which {index.name} does not name; the files are of "
                                  f"different checkpoints")
             file_of[name] = shard
     for name, file in weight_map.items():
         if name not in file_of:
-            raise ValueError(f"{index} says that tensor {name!r} is in {file}, which does not hold it; download "
+            raise ValueError(f"{index} says that tensor {name!r:.80} is in {file}, which does not hold it; download "
                              f"the files again")
         if file_of[name].describe() != str(paths[file]):
-            raise ValueError(f"{index} says that tensor {name!r} is in {file}; it is in {file_of[name].describe()}")
+            raise ValueError(f"{index} says that tensor {name!r:.80} is in {file}; it is in {file_of[name].describe()}")
     return _Shards(index, file_of)
 
 
 def _shard_path(index: Path, file: str) -> Path:
     """The path of a shard that an index names. Only files of the index's own folder are opened."""
+    if Path(file).name != file or file in ("", ".", "..") or "\\" in file or "\0" in file:
+        raise ValueError(f"{index} names the shard {file!r:.80}; expected the name of a file in the same folder")
     path = index.parent / file
-    if Path(file).name != file or file in ("", ".", "..") or "\\" in file:
-        raise ValueError(f"{index} names the shard {file!r}; expected the name of a file in the same folder")
-    if not path.is_file():
-        raise OSError(f"{index.parent} has no {file}, which {index.name} names; download it")
-    if path.is_symlink():
-        # The Hub's cache: <repo>/snapshots/<commit>/<file> links to <repo>/blobs/<hash>.
-        allowed = [index.parent.resolve()]
-        if index.parent.resolve().parent.name == "snapshots":
-            allowed.append(index.parent.resolve().parent.parent / "blobs")
-        if path.resolve().parent not in allowed:
-            raise ValueError(f"the shard {path} links to {path.resolve()}, outside its folder; put the file itself "
-                             f"there")
+    try:
+        there = is_there(path)
+    except OSError:  # a name that no file can have
+        there = False
+    if not there:
+        raise OSError(f"{index.parent} has no {file!r:.80}, which {index.name} names; download it")
     return path
 
 
-def _check_size(path: Path) -> None:
-    if not path.is_file():
-        raise OSError(f"{path} is not a file; expected the weights of a checkpoint")
-    if path.stat().st_size == 0:
+def _check_size(path: Path) -> Path:
+    """The file that path leads to."""
+    real = regular_file(path)
+    if real.stat().st_size == 0:
         raise OSError(f"{path} is empty (0 bytes); download it again")
-    if _first_bytes(path, len(_LFS_POINTER)) == _LFS_POINTER:
+    if _first_bytes(real, len(_LFS_POINTER)) == _LFS_POINTER:
         raise OSError(f"{path} is only a Git LFS pointer to the weights; run `git lfs pull` in its folder")
+    return real
 
 
-def _check_bin(path: Path) -> None:
-    """Refuses what torch.load cannot map: it reports these badly, and reads compressed records as if they were not."""
-    _check_size(path)
-    start = _first_bytes(path, len(_OLD_TORCH_MAGIC))
+def _check_bin(path: Path) -> Path:
+    """The file that path leads to.
+
+    Refuses what torch.load cannot map (it reports these badly, and reads compressed records as if they were not), and
+    pickles that name anything but tensors: nothing of them would run, but torch also takes objects that only cost memory.
+    """
+    real = _check_size(path)
+    start = _first_bytes(real, len(_OLD_TORCH_MAGIC))
     if start == _OLD_TORCH_MAGIC:
         raise OSError(f"{path} is in torch's format from before version 1.6, which cannot be memory-mapped; convert it "
                       f"once with torch.save(torch.load(path, weights_only=True), path)")
     if not start.startswith(b"PK"):
         raise OSError(f"{path} is not a checkpoint of torch.save (it begins with {start[:4]!r}); download it again")
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(real) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError) as error:
-        raise OSError(f"{path} is cut off or damaged ({error}); download it again") from None
-    for entry in entries:
-        if entry.compress_type != zipfile.ZIP_STORED:
-            raise OSError(f"{path} is a compressed zip, which cannot be memory-mapped; write it with torch.save")
+            pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
+            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+            content = archive.read(pickles[0]) if len(pickles) == 1 and stored else b""
+    except Exception as error:  # a lying directory can bring about any: of zipfile, of struct, of the system
+        raise OSError(f"{path} is cut off or damaged ({type(error).__name__}: {str(error)[:200]}); download it again") from None
+    if not stored:
+        raise OSError(f"{path} is a compressed zip, which cannot be memory-mapped; write it with torch.save")
+    if len(pickles) != 1:
+        raise OSError(f"{path} has {len(pickles)} entries named data.pkl; expected one, as torch.save writes it")
+    culprit = first_foreign_name(content)
+    if culprit is not None:
+        raise ValueError(f"{path} holds something that is not a tensor, and nothing in it was run ({culprit!r:.80}); get the "
+                         f"weights as safetensors")
+    return real
+
+
+def _check_backed(tensors: Mapping[str, torch.Tensor], file_bytes: int, path: Path) -> None:
+    """Tensors may share values (tied weights do), but a small file must not stand for a large model."""
+    for name, tensor in tensors.items():
+        if tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise ValueError(f"tensor {name!r:.80} of {path} has shape {tuple(tensor.shape)} over "
+                             f"{tensor.untyped_storage().nbytes()} bytes of values; expected each value in the file")
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    if total > _MOST_SHARED * file_bytes:
+        raise ValueError(f"the tensors of {path} have {total} bytes and the file {file_bytes}; expected values to be shared "
+                         f"by at most {_MOST_SHARED} tensors")
 
 
 def _check_tensors(tensors: Mapping, where: str) -> None:
     for name, value in tensors.items():
         if not isinstance(name, str):
-            raise ValueError(f"{where} has the key {name!r}; expected the names of tensors")
+            raise ValueError(f"{where} has the key {name!r:.80}; expected the names of tensors")
         if not isinstance(value, torch.Tensor):
-            raise ValueError(f"{where} holds a {type(value).__name__} under {name!r}; expected tensors only")
+            raise ValueError(f"{where} holds a {type(value).__name__} under {name!r:.80}; expected tensors only")
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
-            raise ValueError(f"tensor {name!r} of {where} is a sparse, quantised or empty (meta) tensor; "
+            raise ValueError(f"tensor {name!r:.80} of {where} is a sparse, quantised or empty (meta) tensor; "
                              f"expected plain values")
 
 

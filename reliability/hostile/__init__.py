@@ -1,0 +1,79 @@
+"""Files by a stranger's hand: damaged in every way that comes to mind, and read under watch.
+
+TITLE and section() are this part of docs/reliability.md. Three records are told of: "hostile", the long run that found
+what was to be mended; "hostile_after", a run of what was mended; "hostile_again", the inputs that failed first, once more.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import record
+
+TITLE = "Hostile files"
+
+_INTRODUCTION = """\
+Sound files of a few kilobytes are damaged by a rule for their kind (JSON by values, keys and nesting; pickles by opcodes and by
+calls of what must not be called; zips by entries and by the numbers of their directory; safetensors by the header; any file as
+bytes, and by links, directories, pipes, sockets, devices and holes of a terabyte in its place) and read by the functions that
+users call. A process of its own reads them, with one thread, and may die. What counts as right: the file is read, or refused by a
+`raise` of this package, of ValueError, TypeError, OSError or NotImplementedError, with one line of at most 600 characters beside
+the path. What counts as a failure: any other end; code run or another process started; a file opened or changed outside of the
+folder (an audit hook, and inotify on a folder beside it, which sees other languages too); address space of more than 64 MiB
+and 64 times the bytes on the disk; 10 s of a processor, or no answer in 60 s; a changed folder.
+"""
+
+_DECISIONS = """\
+Decided: a link may lead within its folder, or into `models--*/blobs` of a Hub's cache, wherever that lies; any other is refused,
+and so is an index that names anything but a file of its folder. The whole folder may be a link, and a file that the user names
+(`--data`) may be one. Of a `.bin`, only pickles of plain tensors are unpickled (by torch, with `weights_only`), each key of a
+JSON object may stand there once, and a `tokenizer.json` has the stages of a byte-level BPE. Limits: texts of 256 MB, JSON of 64
+levels, gzip of 100 times its size, `n_positions * rotary_dim` of 2^24, 1024 beams or samples by a checkpoint's own file.
+"""
+
+
+def section(found: dict[str, Any]) -> str:
+    """The part of the page. found: the record "hostile"."""
+    parts = [_INTRODUCTION, _run_text("The long run", found), _failures_text(found)]
+    after, again = record.read("hostile_after"), record.read("hostile_again")
+    if after is not None:
+        parts += [_run_text("After mending", after), _failures_text(after)]
+    if again is not None:
+        mended = sum(each["now"] is None for each in again["again"])
+        parts.append(f"The first inputs of the long run's {len(again['again'])} causes once more (`{again['command']}`, commit "
+                     f"{again['commit']}): {mended} of them are read or refused as they should be.\n")
+        parts += [f"- open: {each['target']}, case {each['case']}: {_cell(each['now'])}" for each in again["again"] if each["now"]]
+    return "\n".join([*parts, _DECISIONS])
+
+
+def _run_text(name: str, found: dict[str, Any]) -> str:
+    tallies = [*found["targets"], *found["guided"]]
+    inputs, causes = sum(each["cases"] for each in tallies), sum(len(each["failures"]) for each in tallies)
+    lines = [f"**{name}**, `{found['command']}`, {found['seconds']:,.0f} s on {found['date'][:10]}, commit {found['commit']}: "
+             f"{inputs:,} inputs, {causes} causes of failure.\n",
+             "| target | inputs | read | refused | failures | slowest | most memory |", "|---|---|---|---|---|---|---|"]
+    for each in found["targets"]:
+        lines.append(f"| {each['target']} | {each['cases']:,} | {each['read']:,} | {each['refused']:,} | {len(each['failures'])} | "
+                     f"{each['slowest']:.2f} s | {each['peak_bytes'] / 2**20:.0f} MiB |")
+    if found["guided"]:
+        lines += ["", f"Grown by coverage (atheris {found['atheris']}, branches of `codegen_fast`):\n",
+                  "| target | inputs | seconds | branches by the seed | at the end | failures |", "|---|---|---|---|---|---|"]
+        for each in found["guided"]:
+            lines.append(f"| {each['target']} | {each['cases']:,} | {each['seconds']:.0f} | {each['covered_by_seed']} | "
+                         f"{each['covered']} | {len(each['failures'])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _failures_text(found: dict[str, Any]) -> str:
+    """What failed, and how often; nothing where nothing did."""
+    rows = [(each["target"], kind, failure["times"]) for each in (*found["targets"], *found["guided"])
+            for kind, failure in each["failures"].items()]
+    if not rows:
+        return ""
+    lines = ["| failed | what | times |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| {target} | {_cell(kind)} | {times} |" for target, kind, times in rows)]) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Fit for a table: short, without paths of the run's own folder."""
+    return " ".join(text.replace("|", "/").split())[:160]

@@ -1,0 +1,434 @@
+"""Files by a stranger's hand. Every case in here once crashed, hung, took memory, left its folder, or was refused without
+advice; most were found by `python -m reliability.hostile`, which docs/reliability.md tells of.
+"""
+
+import gzip
+import io
+import json
+import os
+import pickle
+import resource
+import socket
+import struct
+import subprocess
+import sys
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import make_checkpoint, write_tensors
+from tokenizers_small import write_tokenizer
+
+from codegen_fast import AutoModelForCausalLM, AutoTokenizer
+from codegen_fast.config import CodeGenConfig
+from codegen_fast.evaluation import humaneval, mtpb
+from codegen_fast.evaluation.comparison import compare
+from codegen_fast.evaluation.jsonl import Journal
+from codegen_fast.evaluation.records import is_result, is_sample
+from codegen_fast.evaluation.run_folder import RunFolder, model_fingerprint
+from codegen_fast.generation.config import GenerationConfig
+from codegen_fast.generation.knobs import KNOBS
+from codegen_fast.strangers import parse_json, regular_file
+from codegen_fast.weights import open_checkpoint
+
+HOLE = 1 << 40  # bytes
+CONFIG = {"model_type": "codegen", "n_embd": 64, "n_head": 4, "rotary_dim": 8, "n_positions": 64}
+
+
+@contextmanager
+def little_memory(megabytes=200):
+    """Room for so much more than the process has: what wants more gets a MemoryError, and no machine is filled."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        now = int(file.read().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (now + (megabytes << 20), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def refused(error, message, call, *arguments):
+    with little_memory(), pytest.raises(error, match=message) as caught:
+        call(*arguments)
+    text = str(caught.value)
+    assert "\n" not in text and len(text) < 800 and text.encode()
+
+
+# ---- What is no file of the folder ---------------------------------------------------------------
+
+
+def put(kind, path):
+    """Something else in a file's place."""
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "circle":
+        path.symlink_to(path.name)
+    elif kind == "nowhere":
+        path.symlink_to("nothing-is-here")
+    elif kind == "hole":
+        with open(path, "wb") as file:
+            file.truncate(HOLE)
+    else:
+        path.symlink_to(kind)
+
+
+ODD = [("pipe", OSError, "is not a file"), ("socket", OSError, "is not a file"), ("folder", OSError, "is not a file"),
+       ("circle", OSError, "leads nowhere"), ("nowhere", OSError, "leads nowhere"), ("/dev/zero", ValueError, "outside its folder"),
+       ("/etc/passwd", ValueError, "outside its folder"), ("../outside", ValueError, "outside its folder")]
+TEXT_HOLE = ("hole", OSError, f"has {HOLE} bytes; expected at most")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    make_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small_model(checkpoint):
+    return AutoModelForCausalLM.from_pretrained(checkpoint, device="cpu")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "outside").write_text("{}")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("kind, error, message", [*ODD, TEXT_HOLE])
+@pytest.mark.parametrize("name, read", [("config.json", CodeGenConfig.from_folder),
+                                        ("generation_config.json", lambda folder: GenerationConfig.from_folder(folder, {})),
+                                        ("model.safetensors.index.json", open_checkpoint)])
+def test_a_configuration_that_is_no_file(folder, name, read, kind, error, message):
+    put(kind, folder / name)
+    refused(error, message, read, folder)
+
+
+@pytest.mark.parametrize("kind, error, message", [*ODD, ("hole", OSError, "not a safetensors file|not a checkpoint")])
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_that_are_no_file(folder, name, kind, error, message):
+    put(kind, folder / name)
+    refused(error, message, open_checkpoint, folder)
+
+
+@pytest.mark.parametrize("kind, error, message", [*ODD, TEXT_HOLE])
+@pytest.mark.parametrize("layout, name", [("json", "tokenizer.json"), ("json", "tokenizer_config.json"), ("files", "vocab.json"),
+                                          ("files", "merges.txt"), ("files", "added_tokens.json"),
+                                          ("files", "special_tokens_map.json")])
+def test_a_tokenizer_file_that_is_none(folder, layout, name, kind, error, message):
+    write_tokenizer(folder, layout=layout)
+    put(kind, folder / name)
+    refused(error, message, AutoTokenizer.from_pretrained, folder)
+
+
+@pytest.mark.parametrize("kind, error, message", ODD)
+def test_a_fingerprint_of_what_is_no_file(folder, kind, error, message):
+    put(kind, folder / "other.bin")
+    refused(error, message, model_fingerprint, folder)
+
+
+def test_links_that_are_meant(tmp_path):
+    """Within the folder, to the whole folder, and into the Hub's cache, also from elsewhere (--local-dir once did so)."""
+    folder, blobs = tmp_path / "folder", tmp_path / "hub" / "models--a--b" / "blobs"
+    (folder / "inner").mkdir(parents=True)
+    blobs.mkdir(parents=True)
+    (folder / "inner" / "a").write_text("a")
+    (folder / "b").symlink_to("inner/a")
+    (blobs / "c0ffee").write_text("c")
+    (folder / "c").symlink_to(blobs / "c0ffee")
+    (tmp_path / "other").symlink_to(folder)
+    assert regular_file(tmp_path / "other" / "b").read_text() == "a"
+    assert regular_file(folder / "c").read_text() == "c"
+
+
+@pytest.mark.parametrize("kind, message", [("pipe", "no regular file"), ("folder", "no regular file"),
+                                           ("/dev/zero", "no regular file"), ("nowhere", "cannot be read")])
+@pytest.mark.parametrize("name, read", [("data.jsonl", humaneval.read_problems), ("data.jsonl.gz", humaneval.read_problems)])
+def test_problems_that_are_no_file(folder, name, read, kind, message):
+    put(kind, folder / name)
+    refused(OSError, message, read, str(folder / name))
+
+
+# ---- JSON ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text, message", [
+    ("[" * 100_000 + "]" * 100_000, "nested too deeply"), ('{"a":' * 100 + "1" + "}" * 100, "more than 64 levels"),
+    ('{"a": 1, "a": 2}', "'a' is there twice"), ('{"a": "\\ud800"}', "lone surrogate"), ('{"\\ud800": 1}', "lone surrogate"),
+    ('{"a": ' + "9" * 5000 + "}", "4300 digits"), ("", "Expecting value"), ("{} {}", "Extra data"), (b"\xff", "no UTF-8"),
+])
+def test_json_that_nobody_means(text, message):
+    refused(ValueError, message, parse_json, text)
+
+
+def test_json_that_somebody_means():
+    assert parse_json('{"a": [{"b": "\\ud83d\\ude00"}, 1e3, null]}') == {"a": [{"b": "\U0001f600"}, 1000.0, None]}
+
+
+LONG = "a" * 100_000
+
+
+@pytest.mark.parametrize("changed", [
+    {name: value} for name in ("model_type", "n_embd", "n_positions", "rotary_dim", "layer_norm_epsilon", "activation_function",
+                               "tie_word_embeddings", "eos_token_id", "torch_dtype", "quantization_config")
+    for value in (LONG, [LONG], 10**4000)] + [{"hidden_size": 10**4000}, {"n_positions": 2**24}])
+def test_a_configuration_of_odd_values(folder, changed):
+    """n_positions: a table of as many rows would be made, which no file backs."""
+    (folder / "config.json").write_text(json.dumps({**CONFIG, **changed}))
+    refused(ValueError, "config.json: .* is ", CodeGenConfig.from_folder, folder)
+
+
+@pytest.mark.parametrize("name", ["num_beams", "num_return_sequences"])
+def test_a_file_does_not_ask_for_rows_by_thousands(folder, name):
+    refused(ValueError, f"config.json: {name} is 65536; expected at most", GenerationConfig.from_folder, folder, {name: 65536})
+    (folder / "generation_config.json").write_text(json.dumps({name: 65536}))
+    refused(ValueError, f"generation_config.json: {name} is 65536; expected at most 1024", GenerationConfig.from_folder, folder, {})
+
+
+ODD_VALUES = [-1, 2**31, 2**62, 2**63, 2**64, -(2**63), 10**30, 10**400, -(10**400), float("nan"), float("inf"), 1e308, 1e-320,
+              [10**30], [[10**30]], [[[10**30], 1.0]], [[[1], 10**400]], {"a": 1}, LONG, [None]]
+
+
+@pytest.mark.parametrize("knob", [name for name, knob in KNOBS.items() if knob.check is not None])
+def test_knobs_of_odd_values(small_model, knob):
+    """A generation_config.json may say anything: it does nothing, or is refused when it would act."""
+    for value in ODD_VALUES:
+        if knob in ("num_beams", "num_return_sequences") and isinstance(value, int):
+            continue  # a file does not ask for so many, see above
+        for others in ({}, {"do_sample": True}, {"num_beams": 2}):
+            small_model.generation_config = GenerationConfig.from_dict({"max_length": 4, **others, knob: value})
+            try:
+                small_model.generate([[4, 5]], seed=0)
+            except (ValueError, TypeError, NotImplementedError) as error:
+                assert any(word in str(error) for word in ("expected", "needs", "has no effect", "not supported", ";", ":")), error
+                assert len(str(error)) < 800
+
+
+# ---- .bin ------------------------------------------------------------------------------------------
+
+
+def write_pickle(folder, data):
+    """A .bin whose data.pkl is given."""
+    write_tensors(folder, {"a": torch.zeros(4)}, "bin")
+    with zipfile.ZipFile(folder / "pytorch_model.bin") as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(folder / "pytorch_model.bin", "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(name, data if name.endswith("data.pkl") else content)
+
+
+@pytest.mark.parametrize("data, named", [
+    (b"\x80\x02c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R.", "GLOBAL __builtin__ bytearray"),  # 2 GB of zeros
+    (b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R.", "STACK_GLOBAL"),
+    (b"\x80\x02(U\x04trueiposix\nsystem\n.", "INST"), (b"\x80\x02\x82\x01.", "EXT1"),
+    (b"\x80\x02ctorch.storage\n_load_from_bytes\nU\x01.\x85R.", "GLOBAL torch.storage _load_from_bytes"),
+    (b"\x80\x02ctorch._utils\n_rebuild_qtensor\n.", "GLOBAL torch._utils _rebuild_qtensor"),
+])
+def test_a_pickle_that_names_more_than_tensors(folder, data, named):
+    write_pickle(folder, data)
+    refused(ValueError, f"not a tensor, and nothing in it was run \\('{named}'", open_checkpoint, folder)
+
+
+@pytest.mark.parametrize("data", [b"", b".", b"\x80\x02", b"\x80\x02a.", b"\x80\x02]\x85Q.", b"\x80\x02K\x01Q.", b"\x80\x02h\x09.",
+                                  b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x02tR.", b"\x80\x02X\xff\xff\xff\x7fa.",
+                                  b"\x80\x02}U\x01aN", pickle.dumps({"a": 1}, 2)[:-2]])
+def test_a_broken_pickle(folder, data):
+    write_pickle(folder, data)
+    refused((OSError, ValueError), "is cut off or damaged|its pickle is broken", open_checkpoint, folder)
+
+
+@pytest.mark.parametrize("tensors, message", [
+    ({"a": torch.zeros(1).expand(2**15, 2**15)}, r"tensor 'a' of .* has shape \(32768, 32768\) over 4 bytes"),
+    ({"a": torch.zeros(4).as_strided((64, 16), (0, 0))}, "over 16 bytes of values"),
+    (dict.fromkeys(map(str, range(100)), torch.zeros(2**14)), "shared by at most 8 tensors"),
+])
+def test_a_small_file_does_not_stand_for_a_large_model(folder, tensors, message):
+    torch.save(tensors, folder / "pytorch_model.bin")
+    assert (folder / "pytorch_model.bin").stat().st_size < 1 << 18
+    refused(ValueError, message, open_checkpoint, folder)
+
+
+def test_a_zip_with_two_pickles_or_a_bomb(folder):
+    """Two readers of one zip may take different ones of two entries."""
+    write_tensors(folder, {"a": torch.zeros(4)}, "bin")
+    path = folder / "pytorch_model.bin"
+    with zipfile.ZipFile(path) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        content = archive.read(name)
+    with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(name, content)
+    refused(OSError, "has 2 entries named data.pkl", open_checkpoint, folder)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, b"\x00" * (300 << 20))
+    refused(OSError, "is a compressed zip", open_checkpoint, folder)
+
+
+@pytest.mark.parametrize("place, number", [(46, b"\xff\xfe"), (42, b"\xff\xff\xff\x7f"), (20, b"\xff\xff\xff\xff"),
+                                           (28, b"\xff\xff"), (8, b"\x01\x00"), (10, b"\x63\x00")])
+def test_a_directory_that_lies(folder, place, number):
+    """Of a zip: names that are no text, offsets and sizes beyond the file, methods that are none, encryption."""
+    write_tensors(folder, {"a": torch.zeros(4)}, "bin")
+    path = folder / "pytorch_model.bin"
+    data = bytearray(path.read_bytes())
+    at = data.index(b"PK\x01\x02")
+    if place == 46:
+        data[at + 8:at + 10] = b"\x00\x08"  # the name is said to be UTF-8
+    data[at + place:at + place + len(number)] = number
+    path.write_bytes(data)
+    with little_memory():
+        try:
+            open_checkpoint(folder)
+        except (OSError, ValueError) as error:
+            assert str(path) in str(error) and len(str(error)) < 800
+
+
+# ---- Tokenizers --------------------------------------------------------------------------------------
+
+
+REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+
+
+@pytest.mark.parametrize("changed, message", [
+    ({"normalizer": {"type": "Sequence", "normalizers": [REPLACE] * 60}}, "has 60 stages in its normalizer"),
+    ({"normalizer": REPLACE}, "'Replace' in its normalizer, which a byte-level BPE does not have"),
+    ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}},
+     "'Split' in its pre_tokenizer"),
+    ({"decoder": {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}}, "'Replace' in its decoder"),
+    ({"model": {"type": "BPE", "vocab": {"a": 4_000_000_000}, "merges": []}}, "gives the token 'a' the id 4000000000"),
+    ({"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}, "gives the token 'a' the id -1"),
+    ({"model": {"type": "BPE", "vocab": [], "merges": []}}, "its model has no vocab"), ({"model": None}, "holds a NoneType tokenizer"),
+])
+def test_stages_that_a_stranger_could_use(folder, changed, message):
+    """Replacements in a row double a text sixty times; such a regular expression never ends."""
+    write_tokenizer(folder)
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    refused(ValueError, message, AutoTokenizer.from_pretrained, folder)
+
+
+@pytest.mark.parametrize("changed", [{"eos_token": [LONG]}, {"tokenizer_class": [LONG]}, {"extra_special_tokens": 3},
+                                     {"extra_special_tokens": [[LONG]]}, {"added_tokens_decoder": {"5": [LONG]}},
+                                     {"padding_side": LONG}, {"model_max_length": [LONG]}])
+def test_a_tokenizer_configuration_of_odd_values(folder, changed):
+    write_tokenizer(folder, **changed)
+    refused(ValueError, "must be|is not a CodeGen tokenizer|expected", AutoTokenizer.from_pretrained, folder)
+
+
+# ---- Evaluation's files -------------------------------------------------------------------------------
+
+
+def test_a_compressed_file_that_unfolds_without_end(folder):
+    path = folder / "data.jsonl.gz"
+    path.write_bytes(gzip.compress(b" " * (300 << 20)))
+    refused(OSError, "unfolds to more than 100 times its size", humaneval.read_problems, str(path))
+    path.write_bytes(gzip.compress(b"{}")[:10] + b"\xff" * 20)
+    refused(OSError, "cannot be read", humaneval.read_problems, str(path))
+
+
+@pytest.mark.parametrize("prompt", ["{a:>999999999}", "{a.__class__}", "{a[0]}", "{a!r}", "{0}", "{}", "{a:{a}}", "{"])
+def test_a_prompt_is_filled_with_inputs_and_nothing_else(folder, prompt):
+    path = folder / "mtpb.jsonl"
+    path.write_text(json.dumps({"id": "1", "prompts": [prompt], "inputs": [{"a": "1"}], "outputs": ["1"]}))
+    refused(ValueError, "does not fill the prompts", mtpb.read_problems, str(path))
+
+
+SAMPLE = {"task_id": "a", "sample": 0, "completion": "x", "tokens": 1, "finish_reason": "eos"}
+
+
+@pytest.mark.parametrize("changed", [
+    {"task_id": ["a"]}, {"task_id": "b"}, {"sample": [0]}, {"sample": -1}, {"sample": True}, {"sample": "0"}, {"completion": None},
+    {"tokens": "1"}, {"tokens": 10**30}, {"finish_reason": None}, {"finish_reasons": [["eos"]]}, {"finish_reasons": "eos"},
+    {"prompt_tokens": 1, "prompt_nll": 1e308}, {"prompt_tokens": 0, "prompt_nll": 1.0}, {"prompt_tokens": "1"},
+])
+def test_records_of_a_run_that_somebody_else_began(folder, changed):
+    path = folder / "samples.jsonl"
+    key = humaneval.record_key([{"task_id": "a"}])
+    path.write_text(json.dumps(SAMPLE) + "\n")
+    Journal(path, key, lambda record: is_sample(record, humaneval.JUDGED)).close()
+    path.write_text(json.dumps({**SAMPLE, **changed}) + "\n")
+    refused(ValueError, "line 1 of .* is no record of such a run", Journal, path, key,
+            lambda record: is_sample(record, humaneval.JUDGED))
+
+
+def test_results_of_a_run_that_somebody_else_began():
+    assert is_result({"passed": True, "result": "passed"})
+    assert not any(map(is_result, ({"passed": 1, "result": "x"}, {"passed": True}, {"passed": {}, "result": []})))
+
+
+@pytest.mark.parametrize("name", ["lock", "settings.json.tmp", "samples.jsonl", "settings.json"])
+def test_a_run_writes_through_no_link(tmp_path, name):
+    """A folder from elsewhere may have links where the run writes: the file that they lead to stays as it is."""
+    precious = tmp_path / "precious"
+    precious.write_text("alive")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / name).symlink_to(precious)
+    try:
+        if name == "samples.jsonl":
+            Journal(folder / name, lambda record: 0).close()
+        else:
+            with RunFolder(folder, {"benchmark": "humaneval"}, {}):
+                pass
+    except (OSError, ValueError) as error:
+        assert str(folder) in str(error)
+    assert precious.read_text() == "alive"
+
+
+@pytest.mark.parametrize("changed, message", [
+    ({"counts": None}, "is not the summary of a run"), ({"counts": {}}, "is not the summary"), ({"counts": {"x": {"a": [1, 1]}}}, "is not"),
+    ({"counts": {"0.2": {"a": [1, 2]}}}, "is not"), ({"counts": {"0.2": {"a": [10**12, 1]}}}, "is not"),
+    ({"counts": {"0.2": {"a": [2, 1]}, "0.6": {"b": [2, 1]}}}, "is not"), ({"pass_at_k": []}, "has no pass_at_k of numbers"),
+    ({"pass_at_k": {"x": 1}}, "has no pass_at_k of numbers"),
+])
+def test_summaries_that_are_none(folder, changed, message):
+    (folder / "settings.json").write_text('{"benchmark": "humaneval"}')
+    sound = {"counts": {"0.2": {"a": [2, 1]}}, "pass_at_k": {"1": {}}}
+    (folder / "summary.json").write_text(json.dumps(sound))
+    assert compare(folder, folder)
+    (folder / "summary.json").write_text(json.dumps({**sound, **changed}))
+    refused(ValueError, message, compare, folder, folder)
+
+
+# ---- Whole models ------------------------------------------------------------------------------------
+
+
+def test_a_safetensors_header_that_lies(folder, checkpoint):
+    """Offsets beyond the file, on each other, or a shape whose product wraps around."""
+    data = (checkpoint / "model.safetensors").read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8:8 + length])
+    name = "transformer.wte.weight"
+    (folder / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
+    for changed in ({"data_offsets": [0, 2**63]}, {"data_offsets": [2**64 - 1, 2**64 - 1]}, {"shape": [2**62, 4, 4]},
+                    {"shape": [2**63, 2]}, {"data_offsets": header["lm_head.weight"]["data_offsets"]}, {"dtype": "F4"}):
+        text = json.dumps({**header, name: {**header[name], **changed}}).encode()
+        stream = io.BytesIO()
+        stream.write(struct.pack("<Q", len(text)) + text + data[8 + length:])
+        (folder / "model.safetensors").write_bytes(stream.getvalue())
+        refused((OSError, ValueError), "model.safetensors", AutoModelForCausalLM.from_pretrained, folder)
+
+
+ROOT = Path(__file__).parents[1]
+# This checkout comes last on the path: its package has no compiled part where another one is installed.
+_CAMPAIGN = ("import sys; sys.path.append(sys.argv.pop(1)); sys.argv[0] = 'hostile'; "
+             "from reliability.hostile.__main__ import main; sys.exit(main())")
+
+
+def test_sixty_seconds_of_damaged_files():
+    """Every target in turn, with mutations of seed 0; what fails is told with the number that repeats it."""
+    ended = subprocess.run([sys.executable, "-P", "-c", _CAMPAIGN, str(ROOT), "--seconds", "60", "--guided-share", "0"],
+                           capture_output=True, text=True, timeout=1200)
+    assert ended.returncode == 0, ended.stdout + "\n".join(line for line in ended.stderr.splitlines() if "hostile files:" not in line)
+    assert int(ended.stdout.split()[0].replace(",", "")) > 500  # thousands on a machine of its own
