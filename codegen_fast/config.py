@@ -15,7 +15,7 @@ from typing import Any, Mapping
 
 import torch
 
-from .quantization import from_config
+from .quantization import from_config, packed_from_config
 
 MODEL_TYPES = ("codegen", "gptj")
 WEIGHT_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -113,6 +113,11 @@ class CodeGenConfig:
     def quantization(self) -> str | None:
         """How the checkpoint's own weights are stored: None, or the quantisation that save_pretrained() wrote."""
         return from_config(self.extra.get("quantization_config"))
+
+    @property
+    def packed(self) -> dict[str, Any] | None:
+        """Of a checkpoint that holds its products packed (quantization.packed_config): their layouts. None for others."""
+        return packed_from_config(self.extra.get("quantization_config"))
 
     def get_text_config(self, *_: Any, **__: Any) -> CodeGenConfig:
         """Itself: transformers' pipelines ask for the part of a configuration that is about text."""

@@ -1,11 +1,11 @@
 """Random weights in the true shapes of a CodeGen model, to measure loading, memory and speed without a download.
 
-    python tools/make_checkpoint.py 6B FOLDER [--dtype float16] [--format safetensors|bin] [--shard-gb 10] [--seed 0]
+    python tools/make_checkpoint.py 6B FOLDER [--dtype float16] [--format safetensors|bin] [--shard-gb 10] [--layers N] [--seed 0]
 
 Writes one shard after another, with the memory of one chunk, as fast as the disk takes it. Files are cut as transformers
 cut those on the Hub, at 10 GB: 2B is one file, 6B two, 16B four, in .bin as most repositories have it. FOLDER must be new,
 and outside this repository: 350M takes 0.7 GB in float16, 2B 5.6, 6B 14, 16B 32. It is written beside its place and
-renamed when it is whole.
+renamed when it is whole. --layers cuts the depth, and with it the size, where a disk has no room for all of it.
 """
 
 from __future__ import annotations
@@ -85,11 +85,16 @@ def write_bin(path: Path, entries: list[Entry]) -> None:
             start += piece.numel()
 
 
-def make_checkpoint(folder: Path, size: str, dtype_name: str, file_format: str, shard_bytes: int, seed: int) -> None:
-    """Writes config.json and the weights into an existing folder."""
-    config = CodeGenConfig.from_dict({
+def config_of(size: str, dtype_name: str, layers: int | None = None) -> CodeGenConfig:
+    """The configuration of a model of SHAPES, or of its first layers."""
+    shape = SHAPES[size] if layers is None else {**SHAPES[size], "n_layer": layers}
+    return CodeGenConfig.from_dict({
         "model_type": "codegen", "architectures": ["CodeGenForCausalLM"], "vocab_size": 51200, "n_positions": 2048,
-        "n_ctx": 2048, "bos_token_id": 1, "eos_token_id": 50256, "torch_dtype": dtype_name, **SHAPES[size]})
+        "n_ctx": 2048, "bos_token_id": 1, "eos_token_id": 50256, "torch_dtype": dtype_name, **shape})
+
+
+def make_checkpoint(folder: Path, size: str, config: CodeGenConfig, file_format: str, shard_bytes: int, seed: int) -> None:
+    """Writes config.json and the weights into an existing folder."""
     specs = list(layout.expected_tensors(config))
     total = sum(math.prod(spec.shape) for spec in specs) * config.dtype.itemsize
     stem, write = {"safetensors": ("model", write_safetensors), "bin": ("pytorch_model", write_bin)}[file_format]
@@ -114,6 +119,7 @@ def main() -> int:
     parser.add_argument("--dtype", choices=list(WEIGHT_DTYPES), default="float16")
     parser.add_argument("--format", choices=["safetensors", "bin"], default="safetensors")
     parser.add_argument("--shard-gb", type=float, default=HUB_SHARD_GB, help="largest file, in 10^9 bytes")
+    parser.add_argument("--layers", type=int, help="depth (by default the model's own)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     folder = args.folder.resolve()
@@ -124,7 +130,8 @@ def main() -> int:
     beside = folder.with_name(folder.name + ".partial")
     beside.mkdir(parents=True)
     try:
-        make_checkpoint(beside, args.size, args.dtype, args.format, int(args.shard_gb * 1e9), args.seed)
+        make_checkpoint(beside, args.size, config_of(args.size, args.dtype, args.layers), args.format,
+                        int(args.shard_gb * 1e9), args.seed)
         beside.rename(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

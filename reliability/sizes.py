@@ -1,0 +1,178 @@
+"""Full sizes on this machine: checkpoints of random weights in the true 2B, 6B and 16B shapes, loaded and let generate.
+
+    python -m reliability.sizes [--save] [--work FOLDER] [2B:bin 2B:safetensors 6B:bin 6B:safetensors 16B:bin]
+
+Writes one checkpoint after another (float16, in the Hub's layout), loads it in every type that the issue of full sizes names,
+each in a process of its own, and deletes it. It fails where the peak of memory (anonymous and shared, of the whole process
+through loading and generation) is above the model's final bytes, one tensor of the checkpoint and 300 MB, or where tokens do
+not come. 16B takes 32 GB of disk; where that is not free, as many layers are written as fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Iterator
+
+import torch
+from tqdm import tqdm
+
+from codegen_fast.config import CodeGenConfig
+from codegen_fast.memory import gigabytes, model_bytes
+from codegen_fast.weights import layout
+from tools.make_checkpoint import SHAPES, config_of
+
+from . import record
+from .loads import load, read_plainly
+
+TITLE = "Full sizes"
+_PLAN = ("2B:bin", "2B:safetensors", "6B:bin", "6B:safetensors", "16B:bin")
+_SLACK = 300_000_000  # of peak memory: the interpreter, torch, scratch of the kernels, the cache of a few tokens
+_DISK_SLACK = 3_000_000_000
+_WARM_BELOW = 8_000_000_000  # bytes of files that surely stay in the system's cache beside the model
+
+
+def file_bytes(config: CodeGenConfig) -> int:
+    return sum(math.prod(spec.shape) for spec in layout.expected_tensors(config)) * config.dtype.itemsize
+
+
+def largest_tensor_bytes(config: CodeGenConfig) -> int:
+    """Of the checkpoint, in its type."""
+    return max(math.prod(spec.shape) for spec in layout.expected_tensors(config)) * config.dtype.itemsize
+
+
+def layers_that_fit(size: str, free: int) -> int:
+    """How deep a checkpoint of that width may be on a disk with so many free bytes."""
+    layers = SHAPES[size]["n_layer"]
+    while layers > 1 and file_bytes(config_of(size, "float16", layers)) > free - _DISK_SLACK:
+        layers -= 1
+    return layers
+
+
+def check(case: dict[str, Any]) -> list[str]:
+    """What is wrong with a loaded case, in words."""
+    wrong = []
+    if case["peak_bytes"] > case["allowed_bytes"]:
+        wrong.append(f"peak {gigabytes(case['peak_bytes'])}, allowed {gigabytes(case['allowed_bytes'])}")
+    if not case["generated"]:
+        wrong.append("no tokens, or ids outside the vocabulary")
+    return [f"{case['model']} {case['layout']} {case['type']}: {text}" for text in wrong]
+
+
+def measure(folder: Path, size: str, file_layout: str, quantization: str | None, *, cold: bool) -> dict[str, Any]:
+    """A plain reading of the files, then a load of them."""
+    config = CodeGenConfig.from_folder(folder)
+    case = {"model": size, "layout": file_layout, "type": quantization or "float16", "cold": cold,
+            "load_average": os.getloadavg()[0]}  # fmt: skip
+    read = read_plainly(folder, cold=cold)
+    case |= load(folder, quantization, cold=cold)
+    case |= {"read_seconds": read["seconds"], "read_cpu_seconds": read["cpu_seconds"], "file_bytes": read["nbytes"]}
+    if "error" not in case:
+        case["share_of_reading"] = case["read_seconds"] / case["load_seconds"]
+        case["allowed_bytes"] = case["model_bytes"] + largest_tensor_bytes(config) + _SLACK
+    return case
+
+
+def types_of(config: CodeGenConfig) -> list[str | None]:
+    """float16 where it can fit this machine at all, then int8 and int4."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    fits = model_bytes(config, torch.float16) < 0.9 * total
+    return [None, "int8", "int4"] if fits else ["int8", "int4"]
+
+
+def cases(folder: Path, size: str, file_layout: str) -> Iterator[dict[str, Any]]:
+    config = CodeGenConfig.from_folder(folder)
+    for quantization in types_of(config):
+        yield measure(folder, size, file_layout, quantization, cold=True)
+        if file_bytes(config) < _WARM_BELOW:
+            yield measure(folder, size, file_layout, quantization, cold=False)
+
+
+def write_checkpoint(folder: Path, size: str, file_layout: str, layers: int) -> None:
+    subprocess.run([sys.executable, "-m", "tools.make_checkpoint", size, str(folder), "--format", file_layout, "--layers",
+                    str(layers)], check=True, cwd=Path(__file__).parents[1])  # fmt: skip
+
+
+def refusal(folder: Path) -> dict[str, Any] | None:
+    """What float16 is told that is larger than this machine, before anything is read; None where it would fit."""
+    if None in types_of(CodeGenConfig.from_folder(folder)):
+        return None
+    return load(folder, None, cold=False)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m reliability.sizes", description=__doc__.splitlines()[0])
+    parser.add_argument("plan", nargs="*", default=_PLAN, metavar="SIZE:LAYOUT", help=f"in order (default {' '.join(_PLAN)})")
+    parser.add_argument("--layers", type=int, help="depth of all of them, for a trial")
+    parser.add_argument("--work", type=Path, help="where checkpoints are written (default: the system's temporary folder)")
+    parser.add_argument("--save", action="store_true", help="write the record")
+    args = parser.parse_args()
+    wrong = []
+    with (tempfile.TemporaryDirectory(dir=args.work, prefix="sizes-") as work,
+          record.recording("sizes", torch.get_num_threads(), save=args.save) as found):  # fmt: skip
+        found |= {"checkpoints": [], "cases": [], "refusals": []}
+        for name in tqdm(args.plan, desc="Checkpoints", unit="checkpoint"):
+            size, file_layout = name.split(":")
+            layers = args.layers or layers_that_fit(size, shutil.disk_usage(work).free)
+            folder = Path(work) / name.replace(":", "-")
+            write_checkpoint(folder, size, file_layout, layers)
+            found["checkpoints"].append({
+                "model": size, "layout": file_layout, "layers": layers, "of_layers": SHAPES[size]["n_layer"],
+                "files": sorted(path.name for path in folder.iterdir() if path.name != "config.json")})  # fmt: skip
+            told = refusal(folder)
+            if told is not None:
+                text = told.get("error", "it was loaded").replace(str(folder), f"codegen-{size}")
+                found["refusals"].append({"model": size, "text": text})
+                wrong += [] if "quantization='int8'" in text else [f"{size} float16: {text}"]
+            for case in cases(folder, size, file_layout):
+                print(json.dumps(case), file=sys.stderr)
+                found["cases"].append(case)
+                wrong += [f"{name} {case['type']}: {case['error']}"] if "error" in case else check(case)
+            shutil.rmtree(folder)
+        found["wrong"] = wrong
+    for text in wrong:
+        print(text, file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def section(found: dict[str, Any]) -> str:
+    lines = ["Random float16 checkpoints in the true shapes, written shard by shard as the Hub has them "
+             "(`tools/make_checkpoint.py`), each load in a process of its own, in turn with a plain reading of the same files. "
+             "Peak: anonymous and shared memory of the whole process, sampled every 2 ms through loading and 5 tokens; allowed "
+             "are the model, one tensor of the checkpoint and 300 MB.\n",
+             "| model, layout | type | model GB | peak GB | allowed GB | files | load s (CPU s) | plain reading s (CPU s) | share of "
+             "plain reading | tokens/s |",
+             "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for case in found["cases"]:
+        if "error" in case:
+            lines.append(f"| {case['model']} {case['layout']} | {case['type']} | refused: {case['error']} |")
+            continue
+        lines.append(
+            f"| {case['model']} {case['layout']} | {case['type']} | {case['model_bytes'] / 1e9:.2f} | "
+            f"{case['peak_bytes'] / 1e9:.2f} | {case['allowed_bytes'] / 1e9:.2f} | {'cold' if case['cold'] else 'warm'} | "
+            f"{case['load_seconds']:.1f} ({case['load_cpu_seconds']:.1f}) | {case['read_seconds']:.1f} "
+            f"({case['read_cpu_seconds']:.1f}) | {100 * case['share_of_reading']:.0f}% | {case['tokens_per_second']:.1f} |")
+    lines.append("")
+    for each in found["checkpoints"]:
+        if each["layers"] < each["of_layers"]:
+            lines.append(f"{each['model']} was cut to {each['layers']} of {each['of_layers']} layers, which is what the disk had "
+                         "room for.")
+    loads = [case["load_average"] for case in found["cases"]]
+    lines.append(f"Other work ran on the machine (load average {min(loads):.0f} to {max(loads):.0f} on {found['machine']['cores']} "
+                 "cores); processor seconds are those of these processes alone. Seconds in which a process was stopped from "
+                 "outside are not counted.\n")
+    for told in found["refusals"]:
+        lines.append(f"{told['model']} in float16 is refused before anything is read: \"{told['text']}\"\n")
+    lines.append("Nothing was wrong." if not found["wrong"] else "Wrong: " + "; ".join(found["wrong"]))
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
