@@ -56,6 +56,11 @@ def layers_that_fit(size: str, free: int) -> int:
     return layers
 
 
+def allowed_bytes(folder: Path, case: dict[str, Any]) -> int:
+    """The most memory that a loaded case may have taken: the model, one tensor of the checkpoint, and what all processes have."""
+    return case["model_bytes"] + largest_tensor_bytes(CodeGenConfig.from_folder(folder)) + _SLACK
+
+
 def check(case: dict[str, Any]) -> list[str]:
     """What is wrong with a loaded case, in words."""
     wrong = []
@@ -68,7 +73,6 @@ def check(case: dict[str, Any]) -> list[str]:
 
 def measure(folder: Path, size: str, file_layout: str, quantization: str | None, *, cold: bool) -> dict[str, Any]:
     """A plain reading of the files, then a load of them."""
-    config = CodeGenConfig.from_folder(folder)
     case = {"model": size, "layout": file_layout, "type": quantization or "float16", "cold": cold,
             "load_average": os.getloadavg()[0]}  # fmt: skip
     read = read_plainly(folder, cold=cold)
@@ -76,7 +80,7 @@ def measure(folder: Path, size: str, file_layout: str, quantization: str | None,
     case |= {"read_seconds": read["seconds"], "read_cpu_seconds": read["cpu_seconds"], "file_bytes": read["nbytes"]}
     if "error" not in case:
         case["share_of_reading"] = case["read_seconds"] / case["load_seconds"]
-        case["allowed_bytes"] = case["model_bytes"] + largest_tensor_bytes(config) + _SLACK
+        case["allowed_bytes"] = allowed_bytes(folder, case)
     return case
 
 
