@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from bench.cpu.cold import forget
 
+from .children import run_module
 from .watching import Watch
 
 _PROMPT, _TOKENS = 16, 4
@@ -27,9 +26,8 @@ def load(folder: Path, quantization: str | None, *, cold: bool, dtype: str = "au
     """
     if cold:
         forget(folder)
-    command = [sys.executable, "-m", "reliability.loads", str(folder), "--dtype", dtype]
-    done = subprocess.run(command + (["--quantization", quantization] if quantization else []), capture_output=True,
-                          text=True, cwd=Path(__file__).parents[1])  # fmt: skip
+    asked = ["--quantization", quantization] if quantization else []
+    done = run_module("reliability.loads", str(folder), "--dtype", dtype, *asked, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{done.stderr}\nloading {folder} as {quantization or dtype} ended with {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])

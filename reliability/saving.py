@@ -13,7 +13,6 @@ import argparse
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ from codegen_fast.demo import demo_model_path
 from tools.make_checkpoint import SHAPES
 
 from . import record
+from .children import run_module
 from .loads import load, read_plainly
 from .sizes import allowed_bytes
 
@@ -123,8 +123,7 @@ def transformers_tokens(work: Path) -> dict[str, bool]:
 def time_loads(work: Path, size: str) -> list[dict[str, Any]]:
     """From the original, from a save in rows, from a packed save: each after a plain reading of its files."""
     original = work / "original"
-    subprocess.run([sys.executable, "-m", "tools.make_checkpoint", size, str(original)], check=True,
-                   cwd=Path(__file__).parents[1])  # fmt: skip
+    run_module("tools.make_checkpoint", size, str(original), check=True)
     cases = []
     for quantization in (None, "int8", "int4"):
         model = AutoModelForCausalLM.from_pretrained(original, quantization=quantization, device="cpu")

@@ -1,11 +1,12 @@
 """Full sizes on this machine: checkpoints of random weights in the true 2B, 6B and 16B shapes, loaded and let generate.
 
-    python -m reliability.sizes [--save] [--work FOLDER] [2B:bin 2B:safetensors 6B:bin 6B:safetensors 16B:bin]
+    python -m reliability.sizes [--save] [--work FOLDER] [--keep FILE] [2B:bin 2B:safetensors 6B:bin 6B:safetensors 16B:bin]
 
 Writes one checkpoint after another (float16, in the Hub's layout), loads it in every type that the issue of full sizes names,
 each in a process of its own, and deletes it. It fails where the peak of memory (anonymous and shared, of the whole process
 through loading and generation) is above the model's final bytes, one tensor of the checkpoint and 300 MB, or where tokens do
-not come. 16B takes 32 GB of disk; where that is not free, as many layers are written as fit.
+not come. 16B takes 32 GB of disk; where that is not free, as many layers are written as fit. On a busy machine all of it
+takes more than an hour: with --keep a run that was stopped goes on, and measures nothing again.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ import json
 import math
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -30,6 +30,7 @@ from codegen_fast.weights import layout
 from tools.make_checkpoint import SHAPES, config_of
 
 from . import record
+from .children import run_module
 from .loads import load, read_plainly
 
 TITLE = "Full sizes"
@@ -62,12 +63,13 @@ def allowed_bytes(folder: Path, case: dict[str, Any]) -> int:
 
 
 def check(case: dict[str, Any]) -> list[str]:
-    """What is wrong with a loaded case, in words."""
-    wrong = []
-    if case["peak_bytes"] > case["allowed_bytes"]:
-        wrong.append(f"peak {gigabytes(case['peak_bytes'])}, allowed {gigabytes(case['allowed_bytes'])}")
-    if not case["generated"]:
-        wrong.append("no tokens, or ids outside the vocabulary")
+    """What is wrong with a case, in words."""
+    if "error" in case:
+        wrong = [f"refused: {case['error']}"]
+    else:
+        too_much = case["peak_bytes"] > case["allowed_bytes"]
+        wrong = [f"peak {gigabytes(case['peak_bytes'])}, allowed {gigabytes(case['allowed_bytes'])}"] if too_much else []
+        wrong += [] if case["generated"] else ["no tokens, or ids outside the vocabulary"]
     return [f"{case['model']} {case['layout']} {case['type']}: {text}" for text in wrong]
 
 
@@ -91,24 +93,52 @@ def types_of(config: CodeGenConfig) -> list[str | None]:
     return [None, "int8", "int4"] if fits else ["int8", "int4"]
 
 
-def cases(folder: Path, size: str, file_layout: str) -> Iterator[dict[str, Any]]:
-    config = CodeGenConfig.from_folder(folder)
-    for quantization in types_of(config):
-        yield measure(folder, size, file_layout, quantization, cold=True)
-        if file_bytes(config) < _WARM_BELOW:
-            yield measure(folder, size, file_layout, quantization, cold=False)
+class Kept:
+    """The cases measured so far, one JSON object a line of a file; of none where that is None."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        lines = path.read_text().splitlines() if path is not None and path.exists() else []
+        self.cases = [json.loads(line) for line in lines]
+
+    def has(self, **wanted: Any) -> bool:
+        return any(all(case[key] == value for key, value in wanted.items()) for case in self.cases)
+
+    def add(self, case: dict[str, Any]) -> None:
+        self.cases.append(case)
+        if self._path is not None:
+            with open(self._path, "a") as file:
+                file.write(json.dumps(case) + "\n")
+
+
+def measure_missing(work: Path, size: str, file_layout: str, layers: int | None, kept: Kept) -> None:
+    """Writes a checkpoint, measures those of its cases that are not kept yet, and deletes it."""
+    whole = config_of(size, "float16", layers)
+    missing = [(quantization, cold) for quantization in types_of(whole) for cold in (True, False)
+               if (cold or file_bytes(whole) < _WARM_BELOW)
+               and not kept.has(model=size, layout=file_layout, type=quantization or "float16", cold=cold)]  # fmt: skip
+    if not missing:
+        return
+    folder = work / f"{size}-{file_layout}"
+    write_checkpoint(folder, size, file_layout, layers or layers_that_fit(size, shutil.disk_usage(work).free))
+    for quantization, cold in missing:
+        kept.add(measure(folder, size, file_layout, quantization, cold=cold))
+    shutil.rmtree(folder)
 
 
 def write_checkpoint(folder: Path, size: str, file_layout: str, layers: int) -> None:
-    subprocess.run([sys.executable, "-m", "tools.make_checkpoint", size, str(folder), "--format", file_layout, "--layers",
-                    str(layers)], check=True, cwd=Path(__file__).parents[1])  # fmt: skip
+    run_module("tools.make_checkpoint", size, str(folder), "--format", file_layout, "--layers", str(layers), check=True)
 
 
-def refusal(folder: Path) -> dict[str, Any] | None:
-    """What float16 is told that is larger than this machine, before anything is read; None where it would fit."""
-    if None in types_of(CodeGenConfig.from_folder(folder)):
+def refusal(work: Path, size: str) -> str | None:
+    """What float16 is told that is larger than this machine, by its config.json alone; None where it would fit."""
+    config = config_of(size, "float16")
+    if None in types_of(config):
         return None
-    return load(folder, None, cold=False)
+    folder = work / f"codegen-{size}"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    return load(folder, None, cold=False).get("error", "it was loaded").replace(f"{work}/", "")
 
 
 def main() -> int:
@@ -116,34 +146,24 @@ def main() -> int:
     parser.add_argument("plan", nargs="*", default=_PLAN, metavar="SIZE:LAYOUT", help=f"in order (default {' '.join(_PLAN)})")
     parser.add_argument("--layers", type=int, help="depth of all of them, for a trial")
     parser.add_argument("--work", type=Path, help="where checkpoints are written (default: the system's temporary folder)")
+    parser.add_argument("--keep", type=Path, help="file of the cases that were measured, one a line: goes on from there")
     parser.add_argument("--save", action="store_true", help="write the record")
     args = parser.parse_args()
-    wrong = []
+    plan = [name.split(":") for name in args.plan]
+    kept = Kept(args.keep)
     with (tempfile.TemporaryDirectory(dir=args.work, prefix="sizes-") as work,
           record.recording("sizes", torch.get_num_threads(), save=args.save) as found):  # fmt: skip
-        found |= {"checkpoints": [], "cases": [], "refusals": []}
-        for name in tqdm(args.plan, desc="Checkpoints", unit="checkpoint"):
-            size, file_layout = name.split(":")
-            layers = args.layers or layers_that_fit(size, shutil.disk_usage(work).free)
-            folder = Path(work) / name.replace(":", "-")
-            write_checkpoint(folder, size, file_layout, layers)
-            found["checkpoints"].append({
-                "model": size, "layout": file_layout, "layers": layers, "of_layers": SHAPES[size]["n_layer"],
-                "files": sorted(path.name for path in folder.iterdir() if path.name != "config.json")})  # fmt: skip
-            told = refusal(folder)
-            if told is not None:
-                text = told.get("error", "it was loaded").replace(str(folder), f"codegen-{size}")
-                found["refusals"].append({"model": size, "text": text})
-                wrong += [] if "quantization='int8'" in text else [f"{size} float16: {text}"]
-            for case in cases(folder, size, file_layout):
-                print(json.dumps(case), file=sys.stderr)
-                found["cases"].append(case)
-                wrong += [f"{name} {case['type']}: {case['error']}"] if "error" in case else check(case)
-            shutil.rmtree(folder)
-        found["wrong"] = wrong
-    for text in wrong:
+        told = {size: refusal(Path(work), size) for size in dict(plan)}
+        for size, file_layout in tqdm(plan, desc="Checkpoints", unit="checkpoint"):
+            measure_missing(Path(work), size, file_layout, args.layers, kept)
+        found["cases"] = kept.cases
+        found["refusals"] = [{"model": size, "text": text} for size, text in told.items() if text is not None]
+        found["wrong"] = [text for case in kept.cases for text in check(case)]
+        found["wrong"] += [f"{each['model']} float16: {each['text']}" for each in found["refusals"]
+                           if "quantization='int8'" not in each["text"]]  # fmt: skip
+    for text in found["wrong"]:
         print(text, file=sys.stderr)
-    return 1 if wrong else 0
+    return 1 if found["wrong"] else 0
 
 
 def section(found: dict[str, Any]) -> str:
@@ -164,10 +184,10 @@ def section(found: dict[str, Any]) -> str:
             f"{case['load_seconds']:.1f} ({case['load_cpu_seconds']:.1f}) | {case['read_seconds']:.1f} "
             f"({case['read_cpu_seconds']:.1f}) | {100 * case['share_of_reading']:.0f}% | {case['tokens_per_second']:.1f} |")
     lines.append("")
-    for each in found["checkpoints"]:
-        if each["layers"] < each["of_layers"]:
-            lines.append(f"{each['model']} was cut to {each['layers']} of {each['of_layers']} layers, which is what the disk had "
-                         "room for.")
+    for size in dict.fromkeys(case["model"] for case in found["cases"]):
+        written = min(case["file_bytes"] for case in found["cases"] if case["model"] == size)
+        if written < 0.99 * file_bytes(config_of(size, "float16")):
+            lines.append(f"{size} was cut in depth to {written / 1e9:.1f} GB, which is what the disk had room for.\n")
     loads = [case["load_average"] for case in found["cases"]]
     lines.append(f"Other work ran on the machine (load average {min(loads):.0f} to {max(loads):.0f} on {found['machine']['cores']} "
                  "cores); processor seconds are those of these processes alone. Seconds in which a process was stopped from "
