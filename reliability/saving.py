@@ -1,6 +1,6 @@
 """Saves: killed at random moments, loaded again in every state, read by transformers, and how long they take to load.
 
-    python -m reliability.saving [--save] [--kills 30] [--size 350M] [--work FOLDER]
+    python -m reliability.saving [--save] [--kills 30] [--size 350M]
 
 It fails where a killed save leaves anything but the old model or the new, bit for bit; where a saved model does not give the
 logits and tokens of the one that was saved; where transformers does not give the tokens of an unquantised save; or where
@@ -166,11 +166,10 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--size", choices=SHAPES, default="350M", help="whose loads are timed")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--work", type=Path, help="where files are written (default: the system's temporary folder)")
     parser.add_argument("--save", action="store_true", help="write the record")
     args = parser.parse_args()
     threads = torch.get_num_threads()
-    with (tempfile.TemporaryDirectory(dir=args.work, prefix="saving-") as work,
+    with (tempfile.TemporaryDirectory(prefix="saving-") as work,
           record.recording("saving", threads, save=args.save) as found):  # fmt: skip
         found["size"] = args.size
         torch.set_num_threads(1)  # torch's own pool does not outlive a fork

@@ -1,12 +1,13 @@
 """Full sizes on this machine: checkpoints of random weights in the true 2B, 6B and 16B shapes, loaded and let generate.
 
-    python -m reliability.sizes [--save] [--work FOLDER] [--keep FILE] [2B:bin 2B:safetensors 6B:bin 6B:safetensors 16B:bin]
+    python -m reliability.sizes [--save] [--keep FILE] [2B:bin 2B:safetensors 6B:bin 6B:safetensors 16B:bin]
 
-Writes one checkpoint after another (float16, in the Hub's layout), loads it in every type that the issue of full sizes names,
-each in a process of its own, and deletes it. It fails where the peak of memory (anonymous and shared, of the whole process
-through loading and generation) is above the model's final bytes, one tensor of the checkpoint and 300 MB, or where tokens do
-not come. 16B takes 32 GB of disk; where that is not free, as many layers are written as fit. On a busy machine all of it
-takes more than an hour: with --keep a run that was stopped goes on, and measures nothing again.
+Writes one checkpoint after another (float16, in the Hub's layout) into the folder of temporary files (TMPDIR), loads it as
+float16 where that can fit, int8 and int4, each in a process of its own, and deletes it. It fails where the peak of memory
+(anonymous and shared, of the whole process through loading and generation) is above the model's final bytes, one tensor of
+the checkpoint and 300 MB, or where tokens do not come. 16B takes 32 GB of disk; where that is not free, as many layers are
+written as fit. On a busy machine all of it takes more than an hour: with --keep a run that was stopped goes on, and measures
+nothing again.
 """
 
 from __future__ import annotations
@@ -145,13 +146,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m reliability.sizes", description=__doc__.splitlines()[0])
     parser.add_argument("plan", nargs="*", default=_PLAN, metavar="SIZE:LAYOUT", help=f"in order (default {' '.join(_PLAN)})")
     parser.add_argument("--layers", type=int, help="depth of all of them, for a trial")
-    parser.add_argument("--work", type=Path, help="where checkpoints are written (default: the system's temporary folder)")
     parser.add_argument("--keep", type=Path, help="file of the cases that were measured, one a line: goes on from there")
     parser.add_argument("--save", action="store_true", help="write the record")
     args = parser.parse_args()
     plan = [name.split(":") for name in args.plan]
     kept = Kept(args.keep)
-    with (tempfile.TemporaryDirectory(dir=args.work, prefix="sizes-") as work,
+    with (tempfile.TemporaryDirectory(prefix="sizes-") as work,
           record.recording("sizes", torch.get_num_threads(), save=args.save) as found):  # fmt: skip
         told = {size: refusal(Path(work), size) for size in dict(plan)}
         for size, file_layout in tqdm(plan, desc="Checkpoints", unit="checkpoint"):
