@@ -20,7 +20,7 @@ _CHUNK = 16 << 20
 
 
 def load(folder: Path, quantization: str | None, *, cold: bool, dtype: str = "auto") -> dict[str, Any]:
-    """load_seconds and load_cpu_seconds, stopped_seconds, model_bytes, peak_bytes of the whole process, tokens_per_second, tokens.
+    """load_seconds and load_cpu_seconds, stopped_seconds, model_bytes, peak_bytes of the whole process, tokens, their speed.
 
     cold: with the folder's files out of the system's cache. Where it was refused: error alone.
     """
@@ -66,7 +66,8 @@ def _run(folder: str, dtype: str, quantization: str | None) -> dict[str, Any]:
                                      pad_token_id=0)  # fmt: skip
             seconds.append(step.seconds)
     inside = out.shape[1] == _PROMPT + 1 + _TOKENS and bool((out < model.config.vocab_size).all())
-    return {"load_seconds": loading.seconds, "load_cpu_seconds": loading.cpu_seconds, "stopped_seconds": whole.stopped_seconds, "model_bytes": model.memory_footprint(),
+    return {"load_seconds": loading.seconds, "load_cpu_seconds": loading.cpu_seconds,
+            "stopped_seconds": whole.stopped_seconds, "model_bytes": model.memory_footprint(),
             "load_peak_bytes": loading.peak_bytes, "peak_bytes": whole.peak_bytes, "samples": whole.samples,
             "tokens_per_second": _TOKENS / (seconds[1] - seconds[0]), "tokens": out[0, _PROMPT:].tolist(),
             "generated": inside}  # fmt: skip

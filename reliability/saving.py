@@ -184,14 +184,13 @@ def main() -> int:
 
 
 def section(found: dict[str, Any]) -> str:
-    killed = found["killed"]
+    killed, seconds = found["killed"], found["killed"]["save_seconds"].values()
     same = [dtype for dtype, equal in found["transformers"].items() if equal]
     lines = [
         f"{killed['kills']} saves of the demo model, each over a save of another state ({len(_STATES)} states: "
         f"{', '.join(_STATES)}), were killed with `kill -9` at a random moment of their "
-        f"{1e3 * min(killed['save_seconds'].values()):.0f} to {1e3 * max(killed['save_seconds'].values()):.0f} ms. The folder then "
-        f"held the old model {killed['old']} times and the new {killed['new']} times, by its logits bit for bit, and anything else "
-        f"{killed['mixed']} times. `tests/test_save_replacement.py` kills a save at every single request that it makes to the "
+        f"{1e3 * min(seconds):.0f} to {1e3 * max(seconds):.0f} ms. The folder then held the old model {killed['old']} times and the "
+        f"new {killed['new']} times, by its logits bit for bit, and anything else {killed['mixed']} times. `tests/test_save_replacement.py` kills a save at every single request that it makes to the "
         "disk.\n",
         f"transformers loads the unquantised saves and gives the same greedy tokens: {', '.join(same)}.\n",
         f"Loading the {found['size']} shape (random weights) from the float16 original, from a save in rows "
@@ -201,9 +200,10 @@ def section(found: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for case in found["loads"]:
-        lines.append(f"| {case['type']} | {case['from']} | {case['file_bytes'] / 1e9:.2f} | {'cold' if case['cold'] else 'warm'} | "
-                     f"{case['load_seconds']:.2f} ({case['load_cpu_seconds']:.2f}) | {case['read_seconds']:.2f} "
-                     f"({case['read_cpu_seconds']:.2f}) | {case['peak_bytes'] / 1e9:.2f} | {case['allowed_bytes'] / 1e9:.2f} |")
+        lines.append(
+            f"| {case['type']} | {case['from']} | {case['file_bytes'] / 1e9:.2f} | {'cold' if case['cold'] else 'warm'} | "
+            f"{case['load_seconds']:.2f} ({case['load_cpu_seconds']:.2f}) | {case['read_seconds']:.2f} "
+            f"({case['read_cpu_seconds']:.2f}) | {case['peak_bytes'] / 1e9:.2f} | {case['allowed_bytes'] / 1e9:.2f} |")
     lines.append("\nOther work ran on the machine; processor seconds are those of these processes alone.\n")
     lines.append("Nothing was wrong." if not found["wrong"] else "Wrong: " + "; ".join(found["wrong"]))
     return "\n".join(lines) + "\n"

@@ -59,7 +59,7 @@ def layers_that_fit(size: str, free: int) -> int:
 
 
 def allowed_bytes(folder: Path, case: dict[str, Any]) -> int:
-    """The most memory that a loaded case may have taken: the model, one tensor of the checkpoint, and what all processes have."""
+    """The most memory that a loaded case may have taken: the model, one tensor of the checkpoint, what all processes have."""
     return case["model_bytes"] + largest_tensor_bytes(CodeGenConfig.from_folder(folder)) + _SLACK
 
 
@@ -171,8 +171,8 @@ def section(found: dict[str, Any]) -> str:
              "(`tools/make_checkpoint.py`), each load in a process of its own, in turn with a plain reading of the same files. "
              "Peak: anonymous and shared memory of the whole process, sampled every 2 ms through loading and 5 tokens; allowed "
              "are the model, one tensor of the checkpoint and 300 MB.\n",
-             "| model, layout | type | model GB | peak GB | allowed GB | files | load s (CPU s) | plain reading s (CPU s) | share of "
-             "plain reading | tokens/s |",
+             "| model, layout | type | model GB | peak GB | allowed GB | files | load s (CPU s) | plain reading s (CPU s) | "
+             "share of plain reading | tokens/s |",
              "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for case in found["cases"]:
         if "error" in case:
@@ -189,8 +189,9 @@ def section(found: dict[str, Any]) -> str:
         if written < 0.99 * file_bytes(config_of(size, "float16")):
             lines.append(f"{size} was cut in depth to {written / 1e9:.1f} GB, which is what the disk had room for.\n")
     loads = [case["load_average"] for case in found["cases"]]
-    lines.append(f"Other work ran on the machine (load average {min(loads):.0f} to {max(loads):.0f} on {found['machine']['cores']} "
-                 "cores); processor seconds are those of these processes alone. Seconds in which a process was stopped from "
+    cores = found["machine"]["cores"]
+    lines.append(f"Other work ran on the machine (load average {min(loads):.0f} to {max(loads):.0f} on {cores} cores, all of it "
+                 "included), so seconds and tokens/s say little of a quiet one; processor seconds are those of these processes alone. Seconds in which a process was stopped from "
                  "outside are not counted.\n")
     for told in found["refusals"]:
         lines.append(f"{told['model']} in float16 is refused before anything is read: \"{told['text']}\"\n")

@@ -8,6 +8,6 @@ from .loader import load_weights
 from .saver import save_checkpoint
 
 __all__ = [
-    "CONFIG_PATTERNS", "DecoderWeights", "LayerWeights", "StateDictSource", "TensorSource", "checkpoint_dtype", "convert_weights",
-    "load_weights", "open_checkpoint", "resolve", "save_checkpoint",
+    "CONFIG_PATTERNS", "DecoderWeights", "LayerWeights", "StateDictSource", "TensorSource", "checkpoint_dtype",
+    "convert_weights", "load_weights", "open_checkpoint", "resolve", "save_checkpoint",
 ]

@@ -31,7 +31,8 @@ def load_weights(config: CodeGenConfig, source: TensorSource, *, dtype: torch.dt
     """The model's weights in `dtype` (float32, float16, bfloat16), its products' as `quantization` says.
 
     A checkpoint that is quantised itself stays so, bit for bit. One that is packed is only read where type and device are
-    those that it was packed for, else converted; of the values in it none is looked at but scales. progress: a bar on standard error if it takes over 1 s.
+    those that it was packed for, else converted; of the values in it none is looked at but scales. progress: a bar on
+    standard error, where that is a terminal, if it takes over 1 s.
     Raises ValueError naming the tensor that is missing, unknown, of the wrong shape or type, not finite, or beyond
     the range of `dtype`, and where a checkpoint was packed by a build with another layout; NotImplementedError for a
     quantisation that the device does not have; OSError if the model is larger than the free memory.
