@@ -22,14 +22,15 @@ class Watch:
     """A block whose peak of memory is sampled every 2 ms.
 
     seconds: of the block, without those in which this whole process was stopped (a suspended machine, a frozen control
-    group), which are stopped_seconds. cpu_seconds: of processor time, of all threads: what the block costs on a machine that
-    others use as well.
+    group), which are stopped_seconds. cpu_seconds: of processor time, of all threads but the one that watches: what the
+    block costs on a machine that others use as well.
     """
 
     def __init__(self) -> None:
         self.peak_bytes = resident_bytes()
         self.seconds = self.stopped_seconds = self.cpu_seconds = 0.0
         self.samples = 0
+        self._own_cpu = 0.0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
@@ -40,10 +41,11 @@ class Watch:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         elapsed = time.perf_counter() - self._begin
-        self.cpu_seconds = time.process_time() - self._cpu_begin
+        cpu = time.process_time() - self._cpu_begin
         self._done.set()
         self._thread.join()
         self.seconds = elapsed - self.stopped_seconds
+        self.cpu_seconds = cpu - self._own_cpu
 
     def _sample(self) -> None:
         last = self._begin
@@ -53,3 +55,4 @@ class Watch:
             if now - last > _STOPPED:
                 self.stopped_seconds += now - last
             last, self.samples = now, self.samples + 1
+            self._own_cpu = time.thread_time()
