@@ -167,6 +167,10 @@ def main() -> int:
 
 
 def section(found: dict[str, Any]) -> str:
+    def seconds(case: dict[str, Any], what: str) -> str:
+        cpu = case.get(f"{what}_cpu_seconds")
+        return f"{case[f'{what}_seconds']:.1f}" + ("" if cpu is None else f" ({cpu:.1f})")
+
     lines = ["Random float16 checkpoints in the true shapes, written shard by shard as the Hub has them "
              "(`tools/make_checkpoint.py`), each load in a process of its own, in turn with a plain reading of the same files. "
              "Peak: anonymous and shared memory of the whole process, sampled every 2 ms through loading and 5 tokens; allowed "
@@ -181,8 +185,8 @@ def section(found: dict[str, Any]) -> str:
         lines.append(
             f"| {case['model']} {case['layout']} | {case['type']} | {case['model_bytes'] / 1e9:.2f} | "
             f"{case['peak_bytes'] / 1e9:.2f} | {case['allowed_bytes'] / 1e9:.2f} | {'cold' if case['cold'] else 'warm'} | "
-            f"{case['load_seconds']:.1f} ({case['load_cpu_seconds']:.1f}) | {case['read_seconds']:.1f} "
-            f"({case['read_cpu_seconds']:.1f}) | {100 * case['share_of_reading']:.0f}% | {case['tokens_per_second']:.1f} |")
+            f"{seconds(case, 'load')} | {seconds(case, 'read')} | {100 * case['share_of_reading']:.0f}% | "
+            f"{case['tokens_per_second']:.1f} |")
     lines.append("")
     for size in dict.fromkeys(case["model"] for case in found["cases"]):
         written = min(case["file_bytes"] for case in found["cases"] if case["model"] == size)
@@ -191,8 +195,8 @@ def section(found: dict[str, Any]) -> str:
     loads = [case["load_average"] for case in found["cases"]]
     cores = found["machine"]["cores"]
     lines.append(f"Other work ran on the machine (load average {min(loads):.0f} to {max(loads):.0f} on {cores} cores, all of it "
-                 "included), so seconds and tokens/s say little of a quiet one; processor seconds are those of these processes alone. Seconds in which a process was stopped from "
-                 "outside are not counted.\n")
+                 "included), so seconds and tokens/s say little of a quiet one; processor seconds are those of the process "
+                 "alone. Seconds in which a process was stopped from outside are not counted.\n")
     for told in found["refusals"]:
         lines.append(f"{told['model']} in float16 is refused before anything is read: \"{told['text']}\"\n")
     lines.append("Nothing was wrong." if not found["wrong"] else "Wrong: " + "; ".join(found["wrong"]))
