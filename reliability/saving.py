@@ -188,14 +188,14 @@ def section(found: dict[str, Any]) -> str:
     same = [dtype for dtype, equal in found["transformers"].items() if equal]
     lines = [
         f"{killed['kills']} saves of the demo model, each over a save of another state ({len(_STATES)} states: "
-        f"{', '.join(_STATES)}), were killed with `kill -9` at a random moment of their "
-        f"{1e3 * min(seconds):.0f} to {1e3 * max(seconds):.0f} ms. The folder then held the old model {killed['old']} times and the "
-        f"new {killed['new']} times, by its logits bit for bit, and anything else {killed['mixed']} times. "
+        f"{'; '.join(_STATES)}), were killed with `kill -9` at a random moment of their "
+        f"{1e3 * min(seconds):.0f} to {1e3 * max(seconds):.0f} ms. The folder then held the old model {killed['old']} times and "
+        f"the new {killed['new']} times, by its logits bit for bit, and anything else {killed['mixed']} times. "
         "`tests/test_save_replacement.py` kills a save at every single request that it makes to the disk.\n",
         f"transformers loads the unquantised saves and gives the same greedy tokens: {', '.join(same)}.\n",
         f"Loading the {found['size']} shape (random weights) from the float16 original, from a save in rows "
-        "(`packed=False`), and from one that holds the weights packed as the CPU kernels read them, each after a plain reading of "
-        "the same files:\n",
+        "(`packed=False`), and from one that holds the weights packed as the CPU kernels read them, each after a plain reading "
+        "of the same files:\n",
         "| type | from | file GB | files | load s (CPU s) | plain reading s (CPU s) | peak GB | allowed GB |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip

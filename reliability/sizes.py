@@ -194,7 +194,7 @@ def section(found: dict[str, Any]) -> str:
             lines.append(f"{size} was cut in depth to {written / 1e9:.1f} GB, which is what the disk had room for.\n")
     loads = [case["load_average"] for case in found["cases"]]
     cores = found["machine"]["cores"]
-    lines.append(f"Other work ran on the machine (load average {min(loads):.0f} to {max(loads):.0f} on {cores} cores, all of it "
+    lines.append(f"Other work ran on the machine (load average {min(loads):.0f} to {max(loads):.0f} on {cores} cores, ours "
                  "included), so seconds and tokens/s say little of a quiet one; processor seconds are those of the process "
                  "alone. Seconds in which a process was stopped from outside are not counted.\n")
     for told in found["refusals"]:
