@@ -13,7 +13,7 @@ from typing import Any, Mapping
 
 import torch
 
-from .quantization import from_config
+from .quantization import from_config, packed_from_config
 from .strangers import is_there, read_json_object
 
 MODEL_TYPES = ("codegen", "gptj")
@@ -116,6 +116,11 @@ class CodeGenConfig:
     def quantization(self) -> str | None:
         """How the checkpoint's own weights are stored: None, or the quantisation that save_pretrained() wrote."""
         return from_config(self.extra.get("quantization_config"))
+
+    @property
+    def packed(self) -> dict[str, Any] | None:
+        """Of a checkpoint that holds its products packed (quantization.packed_config): their layouts. None for others."""
+        return packed_from_config(self.extra.get("quantization_config"))
 
     def get_text_config(self, *_: Any, **__: Any) -> CodeGenConfig:
         """Itself: transformers' pipelines ask for the part of a configuration that is about text."""

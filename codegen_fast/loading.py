@@ -7,7 +7,9 @@ from typing import Any
 import torch
 
 from . import ops
+from .config import CodeGenConfig
 from .generation.knobs import nearest
+from .memory import check_fits
 
 DTYPES = {"float32": torch.float32, "float": torch.float32, "float16": torch.float16, "half": torch.float16,
           "bfloat16": torch.bfloat16}
@@ -182,3 +184,16 @@ def choose_model_dtype(dtype: torch.dtype | None, stored: torch.dtype, device: t
                       "torch.bfloat16) if that is meant, or device='cpu' to keep float32", UserWarning, stacklevel=3)
         return torch.float16
     return dtype or stored
+
+
+def require_memory(config: CodeGenConfig, dtype: torch.dtype | None, quantization: str | None, device: torch.device, *,
+                   where: str) -> None:
+    """OSError that says what would fit, if the model is larger than the free memory: by its config alone, so that nobody
+    downloads it to read that. A config that names no type says nothing; the weights are asked when they are there.
+    """
+    known = dtype or config.dtype
+    if known is None:
+        return
+    if ops.backend(device) == "cuda" and known == torch.float32:
+        known = torch.float16  # choose_model_dtype
+    check_fits(config, known, quantization or config.quantization, device=device, scratch=0, where=where)

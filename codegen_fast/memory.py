@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Iterator
 
@@ -11,7 +12,7 @@ import torch
 
 from . import ops
 from .config import WEIGHT_DTYPES, CodeGenConfig
-from .quantization import packed_kinds
+from .quantization import QUANTIZATIONS, packed_kinds
 
 
 def packed_kind(dtype: torch.dtype, quantization: str | None) -> str:
@@ -59,31 +60,77 @@ def available_bytes(device: torch.device | str = "cpu") -> int | None:
     return min(found) if found else _sysconf_available()
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """What a model will take in one type, what there is, and the types nearest to it that fit.
+
+    kind: of the layers' weights. advice: what to do where it does not fit, a clause.
+    """
+
+    kind: str
+    needed: int
+    available: int | None  # None where the system does not say
+    advice: str
+    where: str = ""  # of which memory, where that is not the machine's
+
+    @property
+    def fits(self) -> bool:
+        return self.available is None or self.needed <= self.available
+
+    def __str__(self) -> str:
+        """As in: needs 32.1 GB, 22.8 GB free; int8 needs 17.3 GB: pass quantization='int8'"""
+        needs = f"needs {gigabytes(self.needed)}{self.where}"
+        if self.available is None:
+            return needs
+        advice = "" if self.fits else f"; {self.advice}"
+        return f"{needs}, {gigabytes(self.available)} free{advice}"
+
+
+def forecast(config: CodeGenConfig, dtype: torch.dtype, quantization: str | None, *, available: int | None,
+             device: torch.device, scratch: int = 0) -> Forecast:
+    """Of loading a checkpoint where so many bytes are free. scratch: bytes that loading takes beside the model."""
+    needed = model_bytes(config, dtype, quantization, device) + scratch
+    advice = []
+    if available is not None and needed > available:
+        forms = list(_smaller_forms(config, dtype, quantization, device, scratch))
+        fitting = [form for form in forms if form[2] <= available]
+        for how in ("dtype", "quantization"):  # of each the nearest to what was asked for
+            advice += [f"{name} needs {gigabytes(n)}: pass {how}='{name}'" for name, h, n in fitting if h == how][:1]
+        if config.quantization is not None:
+            advice = [f"it is stored in {config.quantization}, so " + (
+                f"load the original with quantization='{fitting[0][0]}', which needs {gigabytes(fitting[0][2])}" if fitting
+                else "free some memory or take a smaller model")]
+        elif not advice and device.type == "cpu":
+            smallest = f"{forms[-1][0]}, the smallest type, needs {gigabytes(forms[-1][2])}" if forms else (
+                f"{quantization} is the smallest type")
+            advice = [f"{smallest}: free some memory or take a smaller model"]
+        if device.type == "cuda":
+            advice.append("device='cpu' takes the machine's memory instead")
+    return Forecast(packed_kind(dtype, quantization), needed, available, "; ".join(advice),
+                    f" of {device}" if device.type == "cuda" else "")
+
+
+def _smaller_forms(config: CodeGenConfig, dtype: torch.dtype, quantization: str | None, device: torch.device,
+                   scratch: int) -> Iterator[tuple[str, str, int]]:
+    """(name, the argument that names it, bytes) of the types that are smaller than the one asked for, nearest first."""
+    if quantization is None:
+        for name, other in WEIGHT_DTYPES.items():
+            if other.itemsize < dtype.itemsize:
+                yield name, "dtype", model_bytes(config, other, None, device) + scratch
+    names = ("int8",) if device.type == "cuda" else QUANTIZATIONS
+    for name in names[names.index(quantization) + 1:] if quantization in names else names:
+        yield name, "quantization", model_bytes(config, dtype, name, device) + scratch
+
+
 def check_fits(config: CodeGenConfig, dtype: torch.dtype, quantization: str | None, *, device: torch.device,
                scratch: int, where: str) -> None:
     """OSError with both numbers, and what would fit, if the model is larger than the memory that is free.
 
     scratch: bytes that loading takes beside the model.
     """
-    available = available_bytes(device)
-    needed = model_bytes(config, dtype, quantization, device) + scratch
-    if available is None or needed <= available:
-        return
-    smaller = []
-    for name, other in WEIGHT_DTYPES.items():
-        if quantization is None and other.itemsize < dtype.itemsize:
-            smaller.append((f"dtype='{name}'", model_bytes(config, other, None, device) + scratch))
-    if quantization is None:
-        for name in ("int8",) if device.type == "cuda" else ("int8", "int4"):
-            smaller.append((f"quantization='{name}'", model_bytes(config, dtype, name, device) + scratch))
-    fitting = [f"{how} needs {gigabytes(n)}" for how, n in smaller if n <= available]
-    kind = packed_kind(dtype, quantization)
-    memory, advice = "memory", "; ".join(fitting)
-    if device.type == "cuda":
-        memory = f"the memory of {device}"
-        advice = "; ".join([*fitting, "device='cpu' takes the machine's memory instead"])
-    raise OSError(f"{where} needs {gigabytes(needed)} of {memory} as {kind} and {gigabytes(available)} are free; "
-                  f"{advice or 'no smaller type fits either, so free some memory or take a smaller model'}")
+    found = forecast(config, dtype, quantization, available=available_bytes(device), device=device, scratch=scratch)
+    if not found.fits:
+        raise OSError(f"{where} as {found.kind} {found}")
 
 
 @contextmanager
@@ -103,8 +150,8 @@ def named_where_full(device: torch.device) -> Iterator[None]:
 
 
 def gigabytes(n: int) -> str:
-    """1234567890 -> "1.23 GB"."""
-    return f"{n / 1e9:.2f} GB" if n < 1e11 else f"{n / 1e9:.0f} GB"
+    """Three digits: 1234567890 -> "1.23 GB", 32123456789 -> "32.1 GB"."""
+    return f"{n / 1e9:.{2 if n < 9.995e9 else 1 if n < 9.995e10 else 0}f} GB"
 
 
 def _meminfo_available() -> int | None:

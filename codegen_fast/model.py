@@ -21,14 +21,14 @@ from .generation.streaming import TokenStream
 from .generation.transitions import compute_transition_scores
 from .generation.text import Piece, pieces, pieces_async
 from .loading import (choose_device, choose_dtype, choose_model_dtype, choose_token, parse_device, parse_dtype,
-                      parse_size, require_known_arguments)
+                      parse_size, require_known_arguments, require_memory)
 from .memory import named_where_full, parameter_count
 from .outputs import CausalLMOutput, GenerateOutput
 from .quantization import parse_quantization, require_backend
 from .scoring import BATCH_TOKENS, Perplexity, Score, embed, perplexity, score
 from .session import Session
 from .tokenizer import CodeGenTokenizer
-from .weights import checkpoint_dtype, convert_weights, load_weights, open_checkpoint, resolve, save_checkpoint
+from .weights import CONFIG_PATTERNS, checkpoint_dtype, convert_weights, load_weights, open_checkpoint, resolve, save_checkpoint
 
 # What programs look for on a torch module, and what they find here instead.
 _MODULE_ATTRIBUTES = ("parameters", "named_parameters", "buffers", "named_buffers", "modules", "named_modules",
@@ -83,16 +83,25 @@ class CodeGenForCausalLM:
         chosen_dtype = choose_dtype(dtype, torch_dtype)
         chosen_device = choose_device(device, device_map)
         require_backend(quantization, chosen_device)
-        folder = resolve(path_or_repo, revision=revision, cache_dir=cache_dir, token=token,
-                             local_files_only=local_files_only)
-        config = CodeGenConfig.from_folder(folder)
+        of_hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+        config = CodeGenConfig.from_folder(resolve(path_or_repo, CONFIG_PATTERNS, **of_hub))
+        require_memory(config, chosen_dtype, quantization, chosen_device, where=str(path_or_repo))
+        folder = resolve(path_or_repo, **of_hub)
         generation_config = GenerationConfig.from_folder(folder, config.to_dict())
         source = open_checkpoint(folder)
         own_dtype = choose_model_dtype(chosen_dtype, checkpoint_dtype(source, config), chosen_device)
         with named_where_full(chosen_device):
             weights = load_weights(config, source, dtype=own_dtype, quantization=quantization, device=chosen_device,
                                    progress=True)
-        return cls(config, Decoder(config, weights, chosen_device), generation_config, folder)
+            model = cls(config, Decoder(config, weights, chosen_device), generation_config, folder)
+            if config.packed is not None:
+                model._require_finite(source.describe())
+        return model
+
+    def _require_finite(self, where: str) -> None:
+        """ValueError if weights that were read without a look at them hold a NaN: one token goes through all of them."""
+        if not bool(self(torch.zeros(1, 1, dtype=torch.long)).logits.isfinite().all()):
+            raise ValueError(f"{where} holds packed weights with values that are NaN or infinite; the checkpoint is broken")
 
     # ---- What it is ------------------------------------------------------------------------------
 
@@ -351,17 +360,22 @@ class CodeGenForCausalLM:
     __call__ = forward
 
     def save_pretrained(self, folder: str | os.PathLike, *, max_shard_size: int | str = "5GB",
-                        safe_serialization: bool = True) -> None:
+                        safe_serialization: bool = True, packed: bool | None = None) -> None:
         """Writes config, generation config and weights, as transformers names and lays them out.
 
         max_shard_size: bytes of the largest file, or a text like "5GB" (10^9 bytes each). Only safetensors are written.
-        A quantised model is saved as it is, which only this package loads. Raises OSError where it cannot be written.
+        A quantised model is saved as it is, which only this package loads. packed: whether products are stored as the CPU
+        kernels have them, so that they are only read when they are loaded, and again by this package alone; None: those of a
+        quantised model on the CPU. Other versions may have another layout, and refuse such a file; packed=False is for keeps.
+
+        The whole of it changes at one moment: a process that is killed leaves the old save or the new. Raises OSError where it
+        cannot be written, and then the old stays; ValueError for packed=True of a model on a GPU.
         """
         if not safe_serialization:
             raise NotImplementedError("safe_serialization=False would write a pickle: codegen_fast saves safetensors")
         generation_config = as_generation_config(self._generation_config).to_dict()
         save_checkpoint(folder, self.config, self._decoder.weights, generation_config,
-                        max_shard_bytes=parse_size(max_shard_size, "max_shard_size"))
+                        max_shard_bytes=parse_size(max_shard_size, "max_shard_size"), packed=packed)
 
     # ---- Where it is and in what type ------------------------------------------------------------
 

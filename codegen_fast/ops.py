@@ -142,26 +142,43 @@ def new_pages(shape: tuple[int, int, int, int], dtype: torch.dtype, device: torc
 
 
 def new_packed_weight(
-    kind: str, sections: tuple[int, ...], segments: tuple[int, ...], device: torch.device | str = "cpu"
+    kind: str,
+    sections: tuple[int, ...],
+    segments: tuple[int, ...],
+    device: torch.device | str = "cpu",
+    *,
+    clear: bool = True,
 ) -> PackedWeight:
-    """An empty (zero) weight of sum(sections) rows and sum(segments) columns, in the backend's stored layout."""
+    """An empty (zero) weight of sum(sections) rows and sum(segments) columns, in the backend's stored layout.
+
+    clear=False leaves its bytes as they come, for one that is about to be filled whole.
+    """
     device = torch.device(device)
     nbytes = _C.packed_weight_bytes(kind, sections, segments, device.type)
     data = _aligned_bytes(nbytes, device, huge_pages=device.type == "cpu" and nbytes >= _HUGE_PAGE)
     count = _C.packed_weight_scales(kind, sections, segments, device.type)
     scales = torch.empty(count, dtype=torch.float32, device=device) if count else None
     weight = PackedWeight(kind, sections, segments, data, scales)
-    _C.clear_packed(weight)
+    if clear:
+        _C.clear_packed(weight)
     return weight
+
+
+def packed_weight_sizes(
+    kind: str, sections: tuple[int, ...], segments: tuple[int, ...], device: torch.device | str = "cpu"
+) -> tuple[int, int]:
+    """Elements of the ``data`` (uint8) and ``scales`` (float32, 0: none) that ``new_packed_weight`` would make."""
+    where = torch.device(device).type
+    return (_C.packed_weight_bytes(kind, sections, segments, where),
+            _C.packed_weight_scales(kind, sections, segments, where))  # fmt: skip
 
 
 def packed_weight_nbytes(
     kind: str, sections: tuple[int, ...], segments: tuple[int, ...], device: torch.device | str = "cpu"
 ) -> int:
     """Bytes that ``new_packed_weight`` would take (values and scales)."""
-    where = torch.device(device).type
-    values = _C.packed_weight_bytes(kind, sections, segments, where)
-    return values + 4 * _C.packed_weight_scales(kind, sections, segments, where)
+    values, scales = packed_weight_sizes(kind, sections, segments, device)
+    return values + 4 * scales
 
 
 def new_pack_status(device: torch.device | str = "cpu") -> torch.Tensor:

@@ -72,11 +72,40 @@ def to_config(quantization: str) -> dict[str, Any]:
 
 
 def from_config(values: Mapping[str, Any] | None) -> str | None:
-    """The quantisation that to_config() wrote, None for no quantization_config. ValueError for any other."""
+    """The quantisation that to_config() wrote; None for no quantization_config. ValueError for any other."""
     if values is None:
         return None
+    packed = packed_from_config(values)
+    plain = {key: value for key, value in values.items() if key != "packed"} if isinstance(values, dict) else values
     for name in QUANTIZATIONS:
-        if values == to_config(name):
+        if plain == to_config(name):
             return name
+    if packed is not None and any(plain == float_config(kind) for kind in ops.FLOAT_KINDS):
+        return None
     raise ValueError(f"quantization_config is {values!r:.200}; of quantised checkpoints only this package's own are read, "
                      f"{to_config('int8')!r} or {to_config('int4')!r} (group_size 32, 64 or 128)")
+
+
+# ---- Packed checkpoints: products as the kernels have them, so that loading is reading ---------------
+
+
+def float_config(kind: str) -> dict[str, Any]:
+    """quantization_config of a packed checkpoint that is not quantised: it says that only this package reads it."""
+    return {**_METHOD, "weights": kind}
+
+
+def packed_config(layouts: Mapping[str, str], version: str) -> dict[str, Any]:
+    """What stands as "packed" in quantization_config: the layout of each kind of weight, and what wrote them."""
+    return {"layout": dict(layouts), "version": version}
+
+
+def packed_from_config(values: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What packed_config() wrote; None for a checkpoint in plain rows. ValueError for anything else."""
+    packed = values.get("packed") if isinstance(values, dict) else None
+    if packed is None:
+        return None
+    known = isinstance(packed, dict) and set(packed) == {"layout", "version"} and isinstance(packed["layout"], dict)
+    if not known or not all(isinstance(text, str) for text in (*packed["layout"].values(), packed["version"])):
+        raise ValueError(f"quantization_config has packed={packed!r}; expected the layout of each kind of weight and the "
+                         f"version that wrote them, as in {packed_config({'int8-g32': '0123456789ab'}, '0.1.0')!r}")
+    return packed

@@ -25,6 +25,8 @@ PARTS: tuple[str, ...] = (
     "properties",
     "soak",
     "hostile",
+    "sizes",
+    "saving",
 )
 
 

@@ -131,5 +131,5 @@ def test_without_proc_the_system_is_asked(monkeypatch):
 
 
 def test_sizes_are_readable():
-    sizes = (1_234_567_890, 28_400_000_000, 10**15)
-    assert [memory.gigabytes(n) for n in sizes] == ["1.23 GB", "28.40 GB", "1000000 GB"]
+    sizes = (1_234_567_890, 9_994_000_000, 9_996_000_000, 32_123_456_789, 99_960_000_000, 10**15)
+    assert [memory.gigabytes(n) for n in sizes] == ["1.23 GB", "9.99 GB", "10.0 GB", "32.1 GB", "100 GB", "1000000 GB"]

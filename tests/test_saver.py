@@ -86,14 +86,16 @@ WRITTEN = {"int8": {**INT8, "bits": 8, "group_size": 32, "zero_point": False}, "
            "int4": {**INT4, "group_size": 32}, "int4-g64": {**INT4, "group_size": 64}, "int4-g128": {**INT4, "group_size": 128}}
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
 @pytest.mark.parametrize("options", [{}, {"model_type": "gptj"}, {"tie_word_embeddings": True}, {"n_inner": 77}])
-def test_quantised_models_come_back_bit_for_bit(tmp_path, options, quantization):
+def test_quantised_models_come_back_bit_for_bit(tmp_path, options, quantization, packed):
     model = make_checkpoint(tmp_path / "in", **options)
     weights = load(tmp_path / "in", torch.bfloat16, quantization=quantization)
-    save_checkpoint(tmp_path / "out", CodeGenConfig.from_folder(tmp_path / "in"), weights)
+    save_checkpoint(tmp_path / "out", CodeGenConfig.from_folder(tmp_path / "in"), weights, packed=packed)
     content = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert content["quantization_config"] == WRITTEN[quantization]
+    layout = content["quantization_config"].pop("packed", None)
+    assert content["quantization_config"] == WRITTEN[quantization] and (layout is not None) == packed
     assert content["torch_dtype"] == "bfloat16"
     again = load(tmp_path / "out")
     assert (again.dtype, again.quantization) == (torch.bfloat16, quantization)
@@ -117,7 +119,7 @@ def test_quantised_models_come_back_bit_for_bit(tmp_path, options, quantization)
 def test_bad_int8_checkpoints_are_refused(tmp_path, name, value, message):
     make_checkpoint(tmp_path / "in")
     weights = load(tmp_path / "in", quantization="int8")
-    save_checkpoint(tmp_path, CodeGenConfig.from_folder(tmp_path / "in"), weights)
+    save_checkpoint(tmp_path, CodeGenConfig.from_folder(tmp_path / "in"), weights, packed=False)
     tensors = load_file(tmp_path / "model.safetensors")
     if value is None:
         del tensors[name]
@@ -132,7 +134,7 @@ def test_bad_int8_checkpoints_are_refused(tmp_path, name, value, message):
 def test_int4_files_take_the_bytes_of_the_model(tmp_path, quantization):
     make_checkpoint(tmp_path / "in")
     weights = load(tmp_path / "in", quantization=quantization)
-    save_checkpoint(tmp_path, CodeGenConfig.from_folder(tmp_path / "in"), weights)
+    save_checkpoint(tmp_path, CodeGenConfig.from_folder(tmp_path / "in"), weights, packed=False)
     tensors = load_file(tmp_path / "model.safetensors")
     codes, scales = (tensors[f"transformer.h.0.mlp.fc_in.weight{end}"] for end in ("", ".scale"))
     rows, columns = weights.layers[0].w_in.sections[3], weights.layers[0].w_in.segments[0]
@@ -152,7 +154,7 @@ def test_int4_files_take_the_bytes_of_the_model(tmp_path, quantization):
 def test_bad_int4_checkpoints_are_refused(tmp_path, name, change, message):
     make_checkpoint(tmp_path / "in", n_layer=1)
     weights = load(tmp_path / "in", quantization="int4")
-    save_checkpoint(tmp_path, CodeGenConfig.from_folder(tmp_path / "in"), weights)
+    save_checkpoint(tmp_path, CodeGenConfig.from_folder(tmp_path / "in"), weights, packed=False)
     tensors = load_file(tmp_path / "model.safetensors")
     changed = change(tensors[name])
     tensors[name] = (tensors[name] if changed.dim() == 0 else changed).contiguous()
@@ -251,7 +253,7 @@ def test_saving_takes_little_memory_beside_the_model(tmp_path, monkeypatch):
     config = CodeGenConfig.from_dict(model.config.to_dict())
     weights = load_weights(config, StateDictSource(model.state_dict()), dtype=torch.float32, progress=False)
     monkeypatch.setattr(saver, "CHUNK_BYTES", 10_000)
-    pieces = [(entry.name, piece.nbytes) for entry in saver._entries(config, weights) for piece in entry.pieces()]
+    pieces = [(entry.name, piece.nbytes) for entry in saver._entries(config, weights, packed=False) for piece in entry.pieces()]
     assert max(size for _, size in pieces) <= 10_000
     total = {}
     for name, size in pieces:

@@ -12,7 +12,7 @@ from .. import __version__
 from ..config import WEIGHT_DTYPES, CodeGenConfig
 from ..loading import choose_device, why_unusable
 from ..machine import Machine, read_bandwidth, this_machine
-from ..memory import available_bytes, cache_bytes, model_bytes, parameter_count
+from ..memory import available_bytes, cache_bytes, forecast, model_bytes, parameter_count
 from ..ops import INT4_GROUPS
 from .figures import cache_size, count, rate, short, size
 from .models import DEMO, locate, read_config
@@ -82,6 +82,9 @@ def model_lines(name: str, config: CodeGenConfig, machine: Machine, bandwidth: f
                            f"in {str(own).removeprefix('torch.')}")
     if device.type == "cuda":
         yield _line("runs on", f"{device}, {gpu.name}; on the CPU with device='cpu'")
+    stored = own if device.type == "cpu" or own != torch.float32 else torch.float16
+    yield _line("loading", f"as {own_name if stored == own else 'float16'} "
+                           f"{forecast(config, stored, config.quantization, available=available, device=device)}")
     yield ""
     yield "type       weights     with a full context  tokens/s, at most"
     quantizations = ("int8", "int4") if config.quantization is None else (config.quantization,)

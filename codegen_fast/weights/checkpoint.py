@@ -43,6 +43,9 @@ class TensorSource(Protocol):
     # Of a matrix, which may have a leading dimension of 1; valid until the second call after this one.
     def rows(self, name: str, start: int, count: int) -> torch.Tensor: ...
 
+    # (count,) uint8: bytes of a contiguous tensor; valid as long as rows are.
+    def contents(self, name: str, start: int, count: int) -> torch.Tensor: ...
+
     def describe(self, name: str | None = None) -> str: ...  # for errors: the source, or the file that holds name
 
 
@@ -98,6 +101,9 @@ class StateDictSource:
         matrix = self.get(name)
         return (matrix[0] if matrix.dim() == 3 else matrix)[start:start + count]
 
+    def contents(self, name: str, start: int, count: int) -> torch.Tensor:
+        return self.get(name).reshape(-1).view(torch.uint8)[start:start + count]
+
     def describe(self, name: str | None = None) -> str:
         return self._where
 
@@ -122,6 +128,9 @@ class _File:
 
     def rows(self, name: str, start: int, count: int) -> torch.Tensor:
         return self._file.rows(self._places[name], start, count)
+
+    def contents(self, name: str, start: int, count: int) -> torch.Tensor:
+        return self._file.read(self._places[name].offset + start, count)
 
     def describe(self, name: str | None = None) -> str:
         return str(self._file.path)
@@ -178,6 +187,9 @@ class _Shards:
 
     def rows(self, name: str, start: int, count: int) -> torch.Tensor:
         return self._file_of[name].rows(name, start, count)
+
+    def contents(self, name: str, start: int, count: int) -> torch.Tensor:
+        return self._file_of[name].contents(name, start, count)
 
     def describe(self, name: str | None = None) -> str:
         return str(self._index) if name is None else self._file_of[name].describe(name)

@@ -11,7 +11,8 @@ from ..config import CodeGenConfig
 from ..memory import available_bytes, check_fits, gigabytes, model_bytes, packed_kind
 from ..quantization import packed_kinds, require_stored, stored_quantization
 from .decoder_weights import DecoderWeights, LayerWeights
-from .loader import CHUNK_BYTES, all_finite
+from .loader import all_finite
+from .repack import CHUNK_BYTES, packed_rows, repack
 
 
 def convert_weights(config: CodeGenConfig, weights: DecoderWeights, dtype: torch.dtype,
@@ -44,9 +45,9 @@ def convert_weights(config: CodeGenConfig, weights: DecoderWeights, dtype: torch
     if weights.quantization is None:
         kind = packed_kind(dtype, None)
         for layer in weights.layers:
-            layer.w_in = _repack(layer.w_in, kind, own_device)
-            layer.w_out = _repack(layer.w_out, kind, own_device)
-        weights.lm_head = _repack(weights.lm_head, kind, own_device)
+            layer.w_in = repack(layer.w_in, kind, own_device)
+            layer.w_out = repack(layer.w_out, kind, own_device)
+        weights.lm_head = repack(weights.lm_head, kind, own_device)
     weights.embedding = weights.embedding.to(dtype)
     weights.dtype = dtype
     return weights
@@ -69,37 +70,16 @@ def _moved(weights: DecoderWeights, dtype: torch.dtype, device: torch.device) ->
         embedding=embedding,
         layers=[
             LayerWeights(norm=norm(layer.norm),
-                         w_in=_repack(layer.w_in, kinds["w_in"], device), bias_in=layer.bias_in.to(device),
-                         w_out=_repack(layer.w_out, kinds["w_out"], device), bias_out=layer.bias_out.to(device))
+                         w_in=repack(layer.w_in, kinds["w_in"], device), bias_in=layer.bias_in.to(device),
+                         w_out=repack(layer.w_out, kinds["w_out"], device), bias_out=layer.bias_out.to(device))
             for layer in weights.layers
         ],
         final_norm=norm(weights.final_norm),
-        lm_head=_repack(weights.lm_head, kinds["lm_head"], device),
+        lm_head=repack(weights.lm_head, kinds["lm_head"], device),
         lm_head_bias=weights.lm_head_bias.to(device),
         dtype=dtype,
         quantization=weights.quantization,
     )
-
-
-def packed_rows(packed: ops.PackedWeight) -> Iterator[tuple[dict[str, int], int]]:
-    """(place, n) that cover the weight in chunks of n rows; place is section=, row= and segment= of the ops."""
-    for segment, columns in enumerate(packed.segments):
-        step = max(1, CHUNK_BYTES // (4 * columns))
-        for section, count in enumerate(packed.sections):
-            for row in range(0, count, step):
-                yield {"section": section, "row": row, "segment": segment}, min(step, count - row)
-
-
-def _repack(packed: ops.PackedWeight, kind: str, device: torch.device) -> ops.PackedWeight:
-    new = ops.new_packed_weight(kind, packed.sections, packed.segments, device)
-    status = ops.new_pack_status(device)
-    for place, n in packed_rows(packed):
-        if kind == packed.kind and kind not in ops.FLOAT_KINDS:
-            values, scales = ops.unpack_quantized(packed, n, **place)
-            ops.pack_quantized(new, values.to(device), scales.to(device), **place)
-        else:
-            ops.pack(new, ops.unpack(packed, n, torch.float32, **place).to(device), status, **place)
-    return new
 
 
 def _check_memory(config: CodeGenConfig, weights: DecoderWeights, dtype: torch.dtype) -> None:

@@ -21,7 +21,7 @@ EMBEDDING = "transformer.wte.weight"
 LM_HEAD = "lm_head.weight"
 LM_HEAD_BIAS = "lm_head.bias"
 FINAL_NORM = ("transformer.ln_f.weight", "transformer.ln_f.bias")
-SCALE_SUFFIX = ".scale"  # of a quantised checkpoint: beside each quantised matrix
+SCALE_SUFFIX = ".scale"  # of a quantised or packed checkpoint: beside each matrix that has scales
 
 # Buffers that old versions of transformers saved: masks and rotary tables, recomputed and never read.
 _BUFFERS = re.compile(r"transformer\.h\.\d+\.attn\.(causal_mask|bias|masked_bias|embed_positions|rotary_emb\.inv_freq)")
@@ -116,6 +116,29 @@ def quantized_specs(matrix: Matrix, quantization: str) -> tuple[TensorSpec, Tens
     return codes, TensorSpec(scale, (rows, -(-cols // ops.GROUPS[kind])), (torch.bfloat16,))
 
 
+def packed_specs(config: CodeGenConfig, name: str, weight: str) -> tuple[TensorSpec, ...]:
+    """The tensors of a packed file that hold the packed weight w_in, w_out or lm_head (`weight`) as the kernels have it.
+
+    Its bytes stand, as one row of uint8, under the name of the weight's last matrix (packed_name()), where programs that
+    do not know them (transformers) stop at the shape; under SCALE_SUFFIX its scales, where it has any.
+    """
+    data, scales = ops.packed_weight_sizes(packed_kind_of(config, weight), *config.packed_shapes()[weight])
+    specs = (TensorSpec(name, (data,), (torch.uint8,)),)
+    return specs if not scales else (*specs, TensorSpec(name + SCALE_SUFFIX, (scales,), (torch.float32,)))
+
+
+def packed_kind_of(config: CodeGenConfig, weight: str) -> str:
+    """The kind of a packed weight of a packed checkpoint."""
+    if config.quantization is not None:
+        return packed_kinds(torch.float32, config.quantization)[weight]
+    return config.extra["quantization_config"]["weights"]
+
+
+def packed_name(matrices: tuple[Matrix, ...]) -> str:
+    """The name under which the packed weight of these matrices stands in a packed file."""
+    return matrices[-1].name
+
+
 def nibbles(codes: torch.Tensor) -> torch.Tensor:
     """(n, half of cols rounded up) uint8 from codes (n, cols) int8 in [-8, 7].
 
@@ -147,22 +170,27 @@ def expected_tensors(config: CodeGenConfig, *, lm_head: bool = True) -> Iterator
         layer = layer_layout(config, index)
         for name in layer.norm:
             yield TensorSpec(name, (d,), FLOAT_DTYPES)
-        for matrix in (*layer.w_in, *layer.w_out):
-            yield from _matrix_specs(config, matrix)
+        for matrices in (layer.w_in, layer.w_out):
+            yield from _matrices_specs(config, matrices)
         yield TensorSpec(layer.bias_in, (config.inner,), FLOAT_DTYPES)
         yield TensorSpec(layer.bias_out, (d,), FLOAT_DTYPES)
     for name in FINAL_NORM:
         yield TensorSpec(name, (d,), FLOAT_DTYPES)
     if lm_head:
-        yield from _matrix_specs(config, lm_head_layout(config))
+        yield from _matrices_specs(config, (lm_head_layout(config),))
     yield TensorSpec(LM_HEAD_BIAS, (config.vocab_size,), FLOAT_DTYPES)
 
 
-def _matrix_specs(config: CodeGenConfig, matrix: Matrix) -> Iterator[TensorSpec]:
-    if config.quantization is None:
-        yield TensorSpec(matrix.name, matrix.shape, FLOAT_DTYPES)
-    else:
-        yield from quantized_specs(matrix, config.quantization)
+def _matrices_specs(config: CodeGenConfig, matrices: tuple[Matrix, ...]) -> Iterator[TensorSpec]:
+    """Of the matrices of one packed weight."""
+    if config.packed is not None:
+        yield from packed_specs(config, packed_name(matrices), matrices[0].weight)
+        return
+    for matrix in matrices:
+        if config.quantization is None:
+            yield TensorSpec(matrix.name, matrix.shape, FLOAT_DTYPES)
+        else:
+            yield from quantized_specs(matrix, config.quantization)
 
 
 def _whole(name: str, shape: tuple[int, int], weight: str, *, section: int = 0, segment: int = 0) -> Matrix:

@@ -1,8 +1,8 @@
 """Streams a checkpoint into the packed weights, tensor by tensor in bounded chunks of rows.
 
 Peak memory (anonymous + shared) is the final model plus at most one tensor: rows go from two chunks' buffers through
-ops.pack() into their final place and type. The loader is strict: every tensor
-of the file is read or knowingly skipped, every element of the model is filled, or an error names the tensor.
+ops.pack() into their final place and type; those of a packed checkpoint are copied as they are. The loader is strict: every
+tensor of the file is read or knowingly skipped, every element of the model is filled, or an error names the tensor.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from ..quantization import packed_kinds, parse_quantization, require_backend, re
 from . import layout
 from .checkpoint import TensorSource
 from .decoder_weights import DecoderWeights, LayerWeights
+from .repack import CHUNK_BYTES, packed_layout, repack
 
-# Bytes of a tensor that are read at a time: progress and Ctrl-C get their turn between chunks.
-CHUNK_BYTES = 4 << 20
 PROGRESS_AFTER_SECONDS = 1
 
 
@@ -31,10 +30,12 @@ def load_weights(config: CodeGenConfig, source: TensorSource, *, dtype: torch.dt
                  device: torch.device | str = "cpu", progress: bool = True) -> DecoderWeights:
     """The model's weights in `dtype` (float32, float16, bfloat16), its products' as `quantization` says.
 
-    A checkpoint that is quantised itself stays so, bit for bit. progress: a bar on standard error if it takes over 1 s.
+    A checkpoint that is quantised itself stays so, bit for bit. One that is packed is only read where type and device are
+    those that it was packed for, else converted; of the values in it none is looked at but scales. progress: a bar on
+    standard error, where that is a terminal, if it takes over 1 s.
     Raises ValueError naming the tensor that is missing, unknown, of the wrong shape or type, not finite, or beyond
-    the range of `dtype`; NotImplementedError for a quantisation that the device does not have; OSError if the model is
-    larger than the free memory.
+    the range of `dtype`, and where a checkpoint was packed by a build with another layout; NotImplementedError for a
+    quantisation that the device does not have; OSError if the model is larger than the free memory.
     """
     if dtype not in layout.FLOAT_DTYPES:
         raise ValueError(f"dtype is {dtype}; expected torch.float32, torch.float16 or torch.bfloat16")
@@ -47,6 +48,7 @@ def load_weights(config: CodeGenConfig, source: TensorSource, *, dtype: torch.dt
     device = torch.device(device)
     require_backend(quantization, device)
     require_stored(config.quantization, device)
+    _require_layout(config, source)
     tied = _is_tied(config, source)
     total = _check_tensors(config, source, lm_head=not tied)
     check_fits(config, dtype, quantization, device=device, scratch=2 * CHUNK_BYTES, where=source.describe())
@@ -73,7 +75,7 @@ class _Loader:
     def load(self, lm_head: str) -> DecoderWeights:
         """lm_head: the tensor that lm_head is packed from."""
         config = self._config
-        if config.tie_word_embeddings and lm_head == layout.LM_HEAD and config.quantization is None:
+        if config.tie_word_embeddings and lm_head == layout.LM_HEAD and not (config.quantization or config.packed):
             self._check_equal(layout.EMBEDDING, layout.LM_HEAD)
         shapes = config.packed_shapes()
         embedding = self._embedding()
@@ -122,6 +124,8 @@ class _Loader:
 
     def _pack(self, matrices: tuple[layout.Matrix, ...], sections: tuple[int, ...],
               segments: tuple[int, ...]) -> ops.PackedWeight:
+        if self._config.packed is not None:
+            return self._read_packed(matrices, sections, segments)
         packed = ops.new_packed_weight(self._kinds[matrices[0].weight], sections, segments, self._device)
         for matrix in matrices:
             if self._config.quantization is None:
@@ -155,6 +159,32 @@ class _Loader:
                 first = part.start + row
                 ops.pack_quantized(packed, rows, scales[first:first + rows.shape[0]], section=part.section,
                                    row=part.row + row, segment=matrix.segment)
+
+    def _read_packed(self, matrices: tuple[layout.Matrix, ...], sections: tuple[int, ...],
+                     segments: tuple[int, ...]) -> ops.PackedWeight:
+        """A packed weight of a packed checkpoint, byte for byte where this device's kernels take it so."""
+        name, weight = layout.packed_name(matrices), matrices[0].weight
+        stored = ops.new_packed_weight(layout.packed_kind_of(self._config, weight), sections, segments, clear=False)
+        self._read_into(stored.data, name)
+        if stored.scales is not None:
+            self._read_into(stored.scales, name + layout.SCALE_SUFFIX)
+            if not all_finite(stored.scales):
+                self._refuse(name + layout.SCALE_SUFFIX, bad=_count_not_finite(stored.scales))
+        kind = self._kinds[weight]
+        if kind == stored.kind and ops.backend(self._device) == "cpu":
+            return stored
+        try:
+            return repack(stored, kind, self._device)
+        except ValueError as error:
+            raise ValueError(f"{self._where(name)}: {error}") from None
+
+    def _read_into(self, out: torch.Tensor, name: str) -> None:
+        """The bytes of a tensor, which has as many as `out`."""
+        start = 0
+        for here in out.reshape(-1).view(torch.uint8).split(CHUNK_BYTES):
+            here.copy_(self._source.contents(name, start, here.numel()))
+            start += here.numel()
+            self._bar.update(here.numel())
 
     def _chunks(self, name: str, start: int = 0, count: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
         """(row, rows) over rows start .. start+count of a matrix, on the device; row counts from `start`."""
@@ -204,8 +234,23 @@ def _count_not_finite(values: torch.Tensor) -> int:
 
 
 def _is_tied(config: CodeGenConfig, source: TensorSource) -> bool:
-    """Whether lm_head is packed from the embedding. Quantised files hold it quantised even where it is tied."""
-    return config.tie_word_embeddings and config.quantization is None and layout.LM_HEAD not in source.names()
+    """Whether lm_head is packed from the embedding. Quantised and packed files hold it even where it is tied."""
+    return (config.tie_word_embeddings and config.quantization is None and config.packed is None
+            and layout.LM_HEAD not in source.names())
+
+
+def _require_layout(config: CodeGenConfig, source: TensorSource) -> None:
+    """ValueError unless a packed checkpoint's order of elements is this build's."""
+    if config.packed is None:
+        return
+    stored, version = config.packed["layout"], config.packed["version"]
+    for weight in config.packed_shapes():
+        kind = layout.packed_kind_of(config, weight)
+        own = packed_layout(kind)
+        if stored.get(kind) != own:
+            raise ValueError(f"{source.describe()} holds {kind} weights packed in layout {stored.get(kind)!r}, and the CPU "
+                             f"kernels here have {own!r}: load it with codegen_fast {version}, which wrote it, and save it "
+                             f"with save_pretrained(folder, packed=False), or quantise the original again")
 
 
 def _check_tensors(config: CodeGenConfig, source: TensorSource, *, lm_head: bool) -> int:

@@ -6,65 +6,75 @@ import dataclasses
 import json
 import os
 import shutil
-import tempfile
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Iterator
 
 import torch
 
-from .. import ops
+from .. import __version__, ops
 from ..config import CodeGenConfig
 from ..memory import gigabytes
-from ..quantization import stored_quantization, to_config
+from ..quantization import float_config, packed_config, stored_quantization, to_config
 from . import hub, layout
 from .decoder_weights import DecoderWeights
-from .loader import CHUNK_BYTES
+from .repack import CHUNK_BYTES, packed_layout
+from .replacement import replaced_files
 from .safetensors_writer import Entry, index_json, shard, write_safetensors
 
 _ARCHITECTURES = {"codegen": "CodeGenForCausalLM", "gptj": "GPTJForCausalLM"}
 
 
 def save_checkpoint(folder: str | Path, config: CodeGenConfig, weights: DecoderWeights,
-                    generation_config: dict[str, Any] | None = None, *, max_shard_bytes: int = 5_000_000_000) -> None:
+                    generation_config: dict[str, Any] | None = None, *, max_shard_bytes: int = 5_000_000_000,
+                    packed: bool | None = None) -> None:
     """Writes config.json, generation_config.json (unless None) and model.safetensors or its shards into the folder.
 
-    Unquantised folders load in transformers. Quantised: each matrix as its codes, with <name>.scale
-    (layout.quantized_specs), read back bit for bit by load_weights(). Memory taken is a chunk of a tensor. Files are
-    written into a folder beside their place and renamed when all are whole; on an error (OSError: no room, no
-    permission) nothing is left behind.
+    Plain (packed=False): unquantised folders load in transformers; quantised, each matrix as its codes, with <name>.scale
+    (layout.quantized_specs). Packed: each packed weight as it lies in memory, with the layout's name in config.json
+    (layout.packed_specs), so that the CPU kernels of the same layout load it by reading alone. Both come back bit for bit.
+    packed=None: quantised weights of the CPU packed, others plain. Memory taken is a chunk of a tensor.
+
+    All files change at one moment (replacement.replaced_files): a kill leaves the old ones or the new. On an error (OSError:
+    no room, no permission) nothing is left behind. ValueError for packed=True of weights on a GPU.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise OSError(f"{folder} is a file; expected a folder to save the model in")
-    config = _config_of(config, weights)
-    entries = list(_entries(config, weights))
-    is_new = not folder.exists()
+    on_cpu = ops.backend(weights.embedding.device) == "cpu"
+    if packed and not on_cpu:
+        raise ValueError(f"packed=True stores the CPU kernels' layout, and the model lies on {weights.embedding.device}; "
+                         f"save it with packed=False, or from the CPU")
+    packed = on_cpu and weights.quantization is not None if packed is None else packed
+    config = _config_of(config, weights, packed)
+    entries = list(_entries(config, weights, packed))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _check_room(folder, sum(entry.nbytes for entry in entries))
-        beside = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
-        try:
-            names = _write(beside, shard(entries, max_shard_bytes))
-            names += _write_json(beside, "generation_config.json", generation_config)
-            names += _write_json(beside, "config.json", config.to_dict())
-            for name in names:
-                os.replace(beside / name, folder / name)
-            _remove_stale(folder, names)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+        with replaced_files(folder, _is_ours) as beside:
+            _check_room(beside, sum(entry.nbytes for entry in entries))
+            _write(beside, shard(entries, max_shard_bytes))
+            _write_json(beside / "generation_config.json", generation_config)
+            _write_json(beside / "config.json", config.to_dict())
     except OSError as error:
         raise OSError(f"the model was not saved in {folder}: {error.strerror or error}") from error
-    finally:
-        if is_new and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
 
 
-def _config_of(config: CodeGenConfig, weights: DecoderWeights) -> CodeGenConfig:
-    """The config as it is written: with the type that the weights have now."""
+def _is_ours(name: str) -> bool:
+    """Whether a file is part of a save: of an earlier one, a reader would take it for part of this."""
+    return any(fnmatch(name, pattern) for pattern in hub.CONFIG_PATTERNS + hub.SAFETENSORS_PATTERNS)
+
+
+def _config_of(config: CodeGenConfig, weights: DecoderWeights, packed: bool) -> CodeGenConfig:
+    """The config as it is written: with the type that the weights have now, and how they are stored."""
     extra = {key: value for key, value in config.extra.items() if key != "quantization_config"}
     extra["architectures"] = [_ARCHITECTURES[config.model_type]]
     if weights.quantization is not None:
         extra["quantization_config"] = to_config(_stored(weights))
+    elif packed:
+        extra["quantization_config"] = float_config(weights.lm_head.kind)
+    if packed:
+        kinds = {weight.kind for weight in (weights.layers[0].w_in, weights.layers[0].w_out, weights.lm_head)}
+        extra["quantization_config"]["packed"] = packed_config({kind: packed_layout(kind) for kind in sorted(kinds)},
+                                                               __version__)
     return dataclasses.replace(config, dtype=weights.dtype, extra=extra)
 
 
@@ -78,51 +88,44 @@ def _check_room(folder: Path, needed: int) -> None:
         raise OSError(f"it takes {gigabytes(needed)} and {gigabytes(free)} are free on that disk")
 
 
-def _write(beside: Path, shards: list[list[Entry]]) -> list[str]:
-    """Writes the weights; returns the files' names, in the order in which they are to be moved."""
+def _write(beside: Path, shards: list[list[Entry]]) -> None:
+    """Writes the weights."""
     if len(shards) == 1:
         write_safetensors(beside / "model.safetensors", shards[0])
-        return ["model.safetensors"]
+        return
     files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     for file, entries in zip(files, shards, strict=True):
         write_safetensors(beside / file, entries)
-    index = "model.safetensors.index.json"
-    (beside / index).write_text(index_json(shards, files))
-    return [*files, index]
+    _write_text(beside / "model.safetensors.index.json", index_json(shards, files))
 
 
-def _write_json(beside: Path, name: str, values: dict[str, Any] | None) -> list[str]:
-    if values is None:
-        return []
-    (beside / name).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
-    return [name]
+def _write_json(path: Path, values: dict[str, Any] | None) -> None:
+    if values is not None:
+        _write_text(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
-def _remove_stale(folder: Path, names: list[str]) -> None:
-    """Weights of an earlier save: a reader would take them for part of this one."""
-    for pattern in hub.SAFETENSORS_PATTERNS:
-        for path in folder.glob(pattern):
-            if path.name not in names:
-                path.unlink()
+def _write_text(path: Path, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # no power failure leaves a name without its content
 
 
-def _entries(config: CodeGenConfig, weights: DecoderWeights) -> Iterator[Entry]:
+def _entries(config: CodeGenConfig, weights: DecoderWeights, packed: bool) -> Iterator[Entry]:
     """Every tensor of the file, in the order of layout.expected_tensors()."""
     yield Entry(layout.EMBEDDING, weights.dtype, tuple(weights.embedding.shape),
                 lambda: weights.embedding.split(max(1, CHUNK_BYTES // (4 * config.n_embd))))
     for index, layer in enumerate(weights.layers):
         plan = layout.layer_layout(config, index)
         yield from _norm(plan.norm, layer.norm, weights.dtype)
-        for matrix in plan.w_in:
-            yield from _matrix(matrix, layer.w_in, weights)
-        for matrix in plan.w_out:
-            yield from _matrix(matrix, layer.w_out, weights)
+        yield from _product(plan.w_in, layer.w_in, weights, packed)
+        yield from _product(plan.w_out, layer.w_out, weights, packed)
         yield _vector(plan.bias_in, layer.bias_in, weights.dtype)
         yield _vector(plan.bias_out, layer.bias_out, weights.dtype)
     yield from _norm(layout.FINAL_NORM, weights.final_norm, weights.dtype)
-    # Tied and unquantised, lm_head is the embedding; quantised, it is not to be had from it bit for bit.
-    if not config.tie_word_embeddings or weights.quantization is not None:
-        yield from _matrix(layout.lm_head_layout(config), weights.lm_head, weights)
+    # Tied and as it is, lm_head is the embedding; quantised or packed, it is not to be had from it bit for bit.
+    if not config.tie_word_embeddings or weights.quantization is not None or packed:
+        yield from _product((layout.lm_head_layout(config),), weights.lm_head, weights, packed)
     yield _vector(layout.LM_HEAD_BIAS, weights.lm_head_bias, weights.dtype)
 
 
@@ -135,6 +138,19 @@ def _vector(name: str, values: torch.Tensor, dtype: torch.dtype) -> Entry:
     if not torch.equal(values.to(dtype).float(), values):
         dtype = torch.float32
     return Entry(name, dtype, tuple(values.shape), lambda: [values.to(dtype)])
+
+
+def _product(matrices: tuple[layout.Matrix, ...], weight: ops.PackedWeight, weights: DecoderWeights,
+             packed: bool) -> Iterator[Entry]:
+    """The matrices of one packed weight, or itself."""
+    if not packed:
+        for matrix in matrices:
+            yield from _matrix(matrix, weight, weights)
+        return
+    name = layout.packed_name(matrices)
+    yield Entry(name, torch.uint8, tuple(weight.data.shape), lambda: weight.data.split(CHUNK_BYTES))
+    if weight.scales is not None:
+        yield Entry(name + layout.SCALE_SUFFIX, torch.float32, tuple(weight.scales.shape), lambda: [weight.scales])
 
 
 def _matrix(matrix: layout.Matrix, packed: ops.PackedWeight, weights: DecoderWeights) -> Iterator[Entry]:
