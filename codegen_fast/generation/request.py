@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import CodeGenConfig
 from ..sampling import mix_seed
 from .config import GenerationConfig, Settings, as_generation_config, resolve
 from .inputs import (as_mask, as_prompts, infer_mask, require_default_positions, require_vocabulary, token_spans)
