@@ -89,7 +89,7 @@ def environment(python: Path, folder: Path, *requirements: str) -> Path:
 
 
 def install(inside: Path, *requirements: Any) -> None:
-    run(inside, "-m", "pip", "install", "-q", "--no-cache-dir", "-c", pins(inside.parents[1]), *requirements)
+    run(inside, "-m", "pip", "install", "-q", "--no-cache-dir", "--no-compile", "-c", pins(inside.parents[1]), *requirements)
 
 
 def pins(folder: Path) -> Path:
