@@ -89,7 +89,8 @@ def environment(python: Path, folder: Path, *requirements: str) -> Path:
 
 
 def install(inside: Path, *requirements: Any) -> None:
-    run(inside, "-m", "pip", "install", "-q", "--no-cache-dir", "-c", pins(inside.parents[1]), *requirements)
+    options = ("-q", "--no-cache-dir", "--no-compile", "-c", pins(inside.parents[1]))
+    run(inside, "-m", "pip", "install", *options, *requirements)
 
 
 def pins(folder: Path) -> Path:
@@ -110,7 +111,7 @@ def build(python: Path, tools: Path, folder: Path) -> dict[str, Any]:
     repaired = next((folder / "repaired").glob("*.whl"))
     shutil.rmtree(folder / "builder")
     tag = re.search(r'consistent with\s+the following platform tag:\s+"(\w+)"', shown)
-    libraries = re.search(r"external\s+versioned symbols in these\s+system-provided shared libraries:\s+(.+?)\n\n", shown, re.S)
+    libraries = re.search(r"versioned symbols in these\s+system-provided shared libraries:\s+(.+?)\n\n", shown, re.S)
     return {"built": built.name, "built_bytes": built.stat().st_size, "path": str(repaired), "wheel": repaired.name,
             "wheel_bytes": repaired.stat().st_size, "tag": tag[1] if tag else shown,
             "symbols": " ".join(libraries[1].split()) if libraries else ""}
@@ -151,7 +152,8 @@ def section(found: dict[str, Any]) -> str:
     lines = ["| Python | torch | demo model: the same tokens | tests of the binding |", "|---|---|---|---|"]
     for row in found["runs"]:
         build_of = "a CPU build" if row["cuda"] is None else f"a build for CUDA {row['cuda']}"
-        lines.append(f"| {row['python']} | {row['torch']} ({build_of}) | {', '.join(row['tokens_equal'])} | {row['tests']} |")
+        kinds = ", ".join(row["tokens_equal"])
+        lines.append(f"| {row['python']} | {row['torch']} ({build_of}) | {kinds} | {row['tests']} |")
     wheels = found["wheels"]
     sizes = sorted(wheel["wheel_bytes"] for wheel in wheels)
     tags = sorted({wheel["tag"] for wheel in wheels})
@@ -215,7 +217,8 @@ def main() -> None:
             here = [python for python in pythons if python in found]
             for version in tqdm(here, desc=f"torch {asked}"):
                 torch = newest_torch(found[version], folder / "asking") if asked == "newest" else asked
-                row = try_out(found[version], torch, Path(wheels[version]["path"]), folder / "tried", folder / f"torch-{torch}")
+                wheel = Path(wheels[version]["path"])
+                row = try_out(found[version], torch, wheel, folder / "tried", folder / f"torch-{torch}")
                 shutil.rmtree(folder / "tried")
                 tokens = row.pop("tokens")
                 expected = expected or tokens

@@ -84,7 +84,8 @@ def cached(device: Device) -> int:
     table = reference.rotary_table(length, 8, torch.float32)
     x = torch.randn(length, d, generator=generator)
     for dtype, size in ((torch.float32, 1e-41), (torch.float16, 1e-6), (torch.bfloat16, 1e-40)):
-        sections = [torch.randn(n, d, generator=generator) * scale / 8 for n, scale in ((d, 1.0), (d, size), (d, size), (8, 1.0))]
+        sizes = ((d, 1.0), (d, size), (d, size), (8, 1.0))  # of q, k, v and fc_in
+        sections = [torch.randn(n, d, generator=generator) * scale / 8 for n, scale in sizes]
         made = reference.input_product(x, norm, tuple(sections), torch.zeros(8), table, heads, torch.arange(length))
         packed = calls.pack(device, [(part,) for part in sections], "float32")
 

@@ -116,7 +116,8 @@ def random_model(tokens: int, kinds: tuple[tuple[str, str | None], ...]) -> list
         else:
             row["same_codes"] = windows(got, quantised_alike(model, ids, quantization, table), size)
             pairs = zip(row["same_codes"], row["errors"])
-            assert all(alike <= SAME_CODES * error for alike, error in pairs), f"{name}: other codes than the reference: {row}"
+            what = f"{name}: other codes than the reference: {row}"
+            assert all(alike <= SAME_CODES * error for alike, error in pairs), what
         row["growth"] = growth(row["errors"])
         assert row["growth"] <= GROWTH, f"{name}: the error grows by {row['growth']:.2f}: {row['errors']}"
         found.append(row)
@@ -169,7 +170,8 @@ def lines(found: dict[str, Any]) -> str:
             add(f"{row['kind']}, against the reference that quantises alike", row["same_codes"])
     add("transformers' rotary table, in float64", found["random"][0]["errors"])
     ends_demo = [end for end in ends if end <= 1000]
-    demo = [f"| nats a token | {' | '.join(f'…{end}' for end in ends_demo)} | mean | allowed |", "|---" * (len(ends_demo) + 3) + "|"]
+    demo_head = " | ".join(f"…{end}" for end in ends_demo)
+    demo = [f"| nats a token | {demo_head} | mean | allowed |", "|---" * (len(ends_demo) + 3) + "|"]
     for row in found["demo"]:
         cells = " | ".join(f"{row['nats'][end // window - 1]:.1e}" for end in ends_demo)
         demo.append(f"| {row['kind']} | {cells} | {row['mean']:.1e} | {row['allowed']:.0e} |")

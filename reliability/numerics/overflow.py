@@ -72,7 +72,8 @@ def measure(tokens: int = 48) -> dict[str, Any]:
         errors["bfloat16"] = error(fast(ids).logits[0], truth)
         ours = errors["float16"]
         if theirs is not None:
-            assert ours is not None and ours <= NO_WORSE * theirs, f"{name}: float16 errs by {ours}, transformers by {theirs}"
+            what = f"{name}: float16 errs by {ours}, transformers by {theirs}"
+            assert ours is not None and ours <= NO_WORSE * theirs, what
         elif part in ("k", "v"):
             refused(half, ids)
         else:  # nothing of ours is float16 there but the cache
