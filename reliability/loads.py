@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,19 @@ def read_plainly(folder: Path, *, cold: bool) -> dict[str, float]:
     return {"seconds": watch.seconds, "cpu_seconds": watch.cpu_seconds, "nbytes": nbytes}
 
 
+class _Times:
+    """A streamer that notes when each token came."""
+
+    def __init__(self) -> None:
+        self.at: list[float] = []
+
+    def put(self, value: Any) -> None:
+        self.at.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
 def _run(folder: str, dtype: str, quantization: str | None) -> dict[str, Any]:
     import torch
 
@@ -58,18 +72,14 @@ def _run(folder: str, dtype: str, quantization: str | None) -> dict[str, Any]:
                     folder, dtype=dtype, quantization=quantization, device="cpu")
             except OSError as error:
                 return {"error": str(error)}
-        seconds = []
-        ids = torch.arange(100, 100 + _PROMPT)[None]
-        for tokens in (1, 1 + _TOKENS):
-            with Watch() as step:
-                out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, eos_token_id=None,
-                                     pad_token_id=0)  # fmt: skip
-            seconds.append(step.seconds)
+        ids, times = torch.arange(100, 100 + _PROMPT)[None], _Times()
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=1 + _TOKENS, eos_token_id=None,
+                             pad_token_id=0, streamer=times)  # fmt: skip
     inside = out.shape[1] == _PROMPT + 1 + _TOKENS and bool((out < model.config.vocab_size).all())
     return {"load_seconds": loading.seconds, "load_cpu_seconds": loading.cpu_seconds,
             "stopped_seconds": whole.stopped_seconds, "model_bytes": model.memory_footprint(),
             "load_peak_bytes": loading.peak_bytes, "peak_bytes": whole.peak_bytes, "samples": whole.samples,
-            "tokens_per_second": _TOKENS / (seconds[1] - seconds[0]), "tokens": out[0, _PROMPT:].tolist(),
+            "tokens_per_second": _TOKENS / (times.at[-1] - times.at[-1 - _TOKENS]), "tokens": out[0, _PROMPT:].tolist(),
             "generated": inside}  # fmt: skip
 
 

@@ -151,12 +151,13 @@ def main() -> int:
     args = parser.parse_args()
     plan = [name.split(":") for name in args.plan]
     kept = Kept(args.keep)
+    earlier = len(kept.cases)
     with (tempfile.TemporaryDirectory(prefix="sizes-") as work,
           record.recording("sizes", torch.get_num_threads(), save=args.save) as found):  # fmt: skip
         told = {size: refusal(Path(work), size) for size in dict(plan)}
         for size, file_layout in tqdm(plan, desc="Checkpoints", unit="checkpoint"):
             measure_missing(Path(work), size, file_layout, args.layers, kept)
-        found["cases"] = kept.cases
+        found["cases"], found["cases_of_earlier_runs"] = kept.cases, earlier
         found["refusals"] = [{"model": size, "text": text} for size, text in told.items() if text is not None]
         found["wrong"] = [text for case in kept.cases for text in check(case)]
         found["wrong"] += [f"{each['model']} float16: {each['text']}" for each in found["refusals"]
@@ -182,11 +183,12 @@ def section(found: dict[str, Any]) -> str:
         if "error" in case:
             lines.append(f"| {case['model']} {case['layout']} | {case['type']} | refused: {case['error']} |")
             continue
+        speed = case["tokens_per_second"]
         lines.append(
             f"| {case['model']} {case['layout']} | {case['type']} | {case['model_bytes'] / 1e9:.2f} | "
             f"{case['peak_bytes'] / 1e9:.2f} | {case['allowed_bytes'] / 1e9:.2f} | {'cold' if case['cold'] else 'warm'} | "
             f"{seconds(case, 'load')} | {seconds(case, 'read')} | {100 * case['share_of_reading']:.0f}% | "
-            f"{case['tokens_per_second']:.1f} |")
+            f"{f'{speed:.1f}' if speed > 0 else 'lost in noise'} |")
     lines.append("")
     for size in dict.fromkeys(case["model"] for case in found["cases"]):
         written = min(case["file_bytes"] for case in found["cases"] if case["model"] == size)
@@ -197,6 +199,9 @@ def section(found: dict[str, Any]) -> str:
     lines.append(f"Other work ran on the machine (load average {min(loads):.0f} to {max(loads):.0f} on {cores} cores, ours "
                  "included), so seconds and tokens/s say little of a quiet one; processor seconds are those of the process "
                  "alone. Seconds in which a process was stopped from outside are not counted.\n")
+    if found["cases_of_earlier_runs"]:
+        lines.append(f"{found['cases_of_earlier_runs']} of the {len(found['cases'])} rows were measured by runs of this command "
+                     "that were stopped, and gone on with (`--keep`): the seconds below are the last run's.\n")
     for told in found["refusals"]:
         lines.append(f"{told['model']} in float16 is refused before anything is read: \"{told['text']}\"\n")
     lines.append("Nothing was wrong." if not found["wrong"] else "Wrong: " + "; ".join(found["wrong"]))
