@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 import torch
 
 from . import record
-from .accounts import resident_bytes
+from .accounts import retained_bytes
 from .trials import allocations, callbacks, disk, files, hub, interruptions, threads, values
 from .trials.subject import Subject
 
 TITLE = "Faults"
 
-MOST_GROWTH_MB = 48.0  # pools of the allocator and of threads fill; one cache a call left behind would be far more
+MOST_GROWTH_MB = 48.0  # modules are loaded and pools of threads fill; one cache a call left behind would be far more
 _SECONDS = 1800  # of a trial, before it counts as a hang; a machine may stand still for minutes meanwhile
 
 
@@ -54,7 +54,7 @@ TRIALS: dict[str, Trial] = {
 def run(subject: Subject, name: str, times: int) -> dict[str, Any]:
     """What came out of a trial; an error of another kind than AssertionError is one of the trial itself."""
     trial = TRIALS[name]
-    before, begin = resident_bytes(), time.monotonic()
+    before, begin = retained_bytes(), time.monotonic()
     faulthandler.dump_traceback_later(_SECONDS, exit=True)
     try:
         outcome, failed = trial.run(subject, times), None
@@ -62,7 +62,7 @@ def run(subject: Subject, name: str, times: int) -> dict[str, Any]:
         outcome, failed = None, str(error) or repr(error)
     finally:
         faulthandler.cancel_dump_traceback_later()
-    growth = (resident_bytes() - before) / 1e6
+    growth = (retained_bytes() - before) / 1e6
     if failed is None and growth > MOST_GROWTH_MB:
         failed = f"memory grew by {growth:.0f} MB; at most {MOST_GROWTH_MB:.0f} is allowed"
     return {"name": name, "tried": " ".join(trial.run.__doc__.split()), "times": times, "outcome": outcome,

@@ -19,6 +19,7 @@ command that repeats it, and the machine, the day and the commit of the run that
 
 # Modules with TITLE and section(record) -> Markdown, in the order of the page. A record has the name of its module.
 PARTS: tuple[str, ...] = (
+    "faults",
     "soak",
 )
 
