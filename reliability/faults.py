@@ -95,18 +95,20 @@ def main() -> None:
     from tqdm import tqdm
 
     parser = argparse.ArgumentParser(prog="python -m reliability.faults", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", metavar="WORDS", default="", help="the trials whose name contains this")
+    parser.add_argument("--only", metavar="WORDS", default="", help="the trials whose name contains this; --save keeps the others' results as they are in the record")
     parser.add_argument("--short", action="store_true", help="as many times as in the tests")
     parser.add_argument("--save", action="store_true", help="write the record")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     with record.recording("faults", torch.get_num_threads(), save=arguments.save) as found, Subject.opened() as subject:
-        found["trials"] = []
+        before = (record.read("faults") or {"trials": [], "checked": 0}) if arguments.only else {"trials": [], "checked": 0}
+        results = {trial["name"]: trial for trial in before["trials"]}
         for name in tqdm([name for name in TRIALS if arguments.only in name]):
             trial = TRIALS[name]
-            found["trials"].append(run(subject, name, trial.short if arguments.short else trial.times))
-            tqdm.write(f"{name}: {found['trials'][-1]['failed'] or 'as it must'} ({found['trials'][-1]['seconds']:.0f} s)")
-        found["checked"] = subject.checked
+            results[name] = run(subject, name, trial.short if arguments.short else trial.times)
+            tqdm.write(f"{name}: {results[name]['failed'] or 'as it must'} ({results[name]['seconds']:.0f} s)")
+        found["trials"] = [results[name] for name in TRIALS if name in results]
+        found["checked"] = before["checked"] + subject.checked
     print(section(found))
     if any(trial["failed"] for trial in found["trials"]):
         raise SystemExit(1)
