@@ -47,7 +47,7 @@ TRIALS: dict[str, Trial] = {
     "a file's bytes are refused while saving": Trial(disk.file_size, 20, 3),
     "the disk is full while saving": Trial(disk.full, 12, 2),
     "a checkpoint file changes while it is read": Trial(files.changed_while_read, 120, 12),
-    "a Hub that stops answering": Trial(hub.silent, 2, 1),
+    "a Hub that stops answering": Trial(hub.silent, 1, 1),
 }
 
 
