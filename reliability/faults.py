@@ -81,7 +81,9 @@ def section(found: dict[str, Any]) -> str:
     for trial in found["trials"]:
         outcome = trial["outcome"] if trial["failed"] is None else f"**failed**: {trial['failed']}"
         lines.append(f"| {trial['tried']} | {trial['times']} | {outcome} | {trial['growth_mb']:+.1f} MB |")
-    return "\n".join([*lines, "", *_NOTES, ""])
+    seconds = sum(trial["seconds"] for trial in found["trials"])
+    return "\n".join([*lines, "", f"All trials together took {seconds:,.0f} s, on a machine that others used as well.", "",
+                      *_NOTES, ""])  # fmt: skip
 
 
 _NOTES = (
@@ -109,6 +111,7 @@ def main() -> None:
             tqdm.write(f"{name}: {results[name]['failed'] or 'as it must'} ({results[name]['seconds']:.0f} s)")
         found["trials"] = [results[name] for name in TRIALS if name in results]
         found["checked"] = before["checked"] + subject.checked
+        found["command"] = before.get("command", found["command"])
     print(section(found))
     if any(trial["failed"] for trial in found["trials"]):
         raise SystemExit(1)
