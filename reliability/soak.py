@@ -163,7 +163,7 @@ def faults(found: dict[str, Any]) -> list[str]:
 def section(found: dict[str, Any]) -> str:
     trend, wrong = _Trend.of(found["memory"]["course"], found["soaked_seconds"]), faults(found)
     kinds = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in sorted(found["kinds"].items()))
-    ended = "" if found["came_to_its_end"] else (f" (ended early, of {found['planned_seconds'] / 3600:.1f} hours "
+    ended = "" if found["came_to_its_end"] else (f" (so far, of {found['planned_seconds'] / 3600:.1f} hours "
                                                  "planned)")  # fmt: skip
     lines = [
         f"{found['requests']:,} requests in {found['soaked_seconds'] / 3600:.2f} hours{ended}, on the demo model in "
