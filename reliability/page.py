@@ -23,6 +23,7 @@ PARTS: tuple[str, ...] = (
     "versions",
     "sanitizers",
     "properties",
+    "faults",
     "soak",
     "hostile",
     "sizes",

@@ -187,6 +187,54 @@ def test_a_compressed_zip_is_refused(tmp_path):
     expect(tmp_path, OSError, r"is a compressed zip, which cannot be memory-mapped; write it with torch\.save")
 
 
+@pytest.mark.parametrize("layout", ["safetensors", "bin"])
+def test_a_file_that_changes_while_it_is_read_is_named(tmp_path, layout):
+    write_tensors(tmp_path, {"a": torch.zeros(300, 500), "b": torch.zeros(3)}, layout)
+    source = open_checkpoint(tmp_path)
+    file = next(tmp_path.iterdir())
+    size = file.stat().st_size
+    os.truncate(file, 5000)  # a mapped file would now kill the process
+    for read in (lambda: source.get("a"), lambda: source.rows("a", 200, 100), lambda: source.get("b")):
+        with pytest.raises(OSError, match=rf"{file.name} was changed while it was read \(it had {size} bytes and has 5000 now\); "
+                                          r"load the model again when nothing writes to it"):
+            read()
+
+
+def safetensors_file(path, header, data=b""):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+@pytest.mark.parametrize("header, reason", [
+    (b"[]", "its header is a list, expected an object"),
+    (b"[" * 100_000, "its header is not valid JSON"),
+    (b"\xff", "its header is not valid JSON"),
+    (b'{"a": {}, "a": {}}', "its header holds a name twice"),
+    ({"a": {"dtype": "F32", "shape": [1]}}, "tensor 'a' lacks its dtype, shape or data_offsets"),
+    ({"a": 3}, "tensor 'a' lacks its dtype, shape or data_offsets"),
+    ({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, "tensor 'a' has the dtype 'F32', shape "),
+    ({"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}, "tensor 'a' has the dtype 'F32', shape "),
+    ({"a": {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}}, "tensor 'a' has the dtype 'F32', shape "),
+    ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, "tensor 'a' has the dtype 'F32', shape "),
+    ({"a": {"dtype": "F32", "shape": [2**62, 8], "data_offsets": [0, 4]}}, "tensor 'a' of type F32 and shape .* has 4 bytes"),
+    ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, "tensor 'a' begins at byte"),
+    ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "b": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}},
+     "tensor 'b' begins at byte"),
+    ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, "its tensors end at byte"),
+    ({"a": {"dtype": "F32", "shape": [10**6], "data_offsets": [0, 4 * 10**6]}}, "its tensors end at byte"),
+])
+def test_a_broken_header_is_refused(tmp_path, header, reason):
+    safetensors_file(tmp_path / "model.safetensors", header, bytes(8))
+    expect(tmp_path, OSError, rf"is cut off or not a safetensors file \({reason}.*\); download it again")
+
+
+def test_a_header_that_would_be_huge_is_not_read(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes((2**40).to_bytes(8, "little") + b"{}")
+    expect(tmp_path, OSError, r"\(its header would be 1099511627776 bytes long\)")
+    (tmp_path / "model.safetensors").write_bytes(b"abc")
+    expect(tmp_path, OSError, r"\(it has 3 bytes, expected 8 at least\)")
+
+
 def edit_index(folder, change):
     index = next(folder.glob("*.index.json"))
     content = json.loads(index.read_text())

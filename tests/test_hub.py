@@ -87,6 +87,7 @@ def http_error(kind):
     (errors.LocalEntryNotFoundError("x"), r"the Hub cannot be reached and it is not \(wholly\) in the cache; connect"),
     (OSError(28, "No space left on device"), r"\[Errno 28\] No space left on device"),
     (errors.HFValidationError("bad\nname"), r"bad name"),
+    (type("ReadTimeout", (errors.HTTPError,), {})("timed out"), r"the Hub stopped answering; ask again, what has come who"),
 ])
 def test_every_failure_names_the_value_and_what_to_do(monkeypatch, error, reason):
     def snapshot_download(*args, **options):
@@ -96,6 +97,31 @@ def test_every_failure_names_the_value_and_what_to_do(monkeypatch, error, reason
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     with pytest.raises(OSError, match=rf"'{REPO}' is not a folder, and its files cannot be had from the Hub: {reason}"):
         hub.resolve(REPO, revision="v9")
+
+
+class ReadTimeout(errors.HTTPError):
+    """As the Hub's HTTP library names it."""
+
+
+def test_a_hub_that_never_answers_leaves_the_cache(monkeypatch, fake_hub):
+    """reliability/trials/hub.py tries it with the real client, and a server that is silent."""
+
+    def repo_info(*arguments, timeout, **options):
+        assert timeout > 0
+        raise ReadTimeout("timed out")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", repo_info)
+    fake_hub.files = MANY
+    hub.resolve(REPO)
+    assert fake_hub.calls == [(REPO, {"revision": None, "cache_dir": None, "token": None, "local_files_only": True})]
+
+    def empty_cache(*arguments, **options):
+        raise errors.LocalEntryNotFoundError("x")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", empty_cache)
+    with pytest.raises(OSError, match=r"from the Hub: the Hub does not answer and it is not \(wholly\) in the cache; try aga"):
+        hub.resolve(REPO)
 
 
 @pytest.mark.parametrize("value", [

@@ -43,8 +43,8 @@ class TensorSource(Protocol):
     # Of a matrix, which may have a leading dimension of 1; valid until the second call after this one.
     def rows(self, name: str, start: int, count: int) -> torch.Tensor: ...
 
-    # (count,) uint8: bytes of a contiguous tensor; valid as long as rows are.
-    def contents(self, name: str, start: int, count: int) -> torch.Tensor: ...
+    # The bytes of a contiguous tensor from `start` on, into a uint8 tensor.
+    def read_into(self, name: str, out: torch.Tensor, start: int) -> None: ...
 
     def describe(self, name: str | None = None) -> str: ...  # for errors: the source, or the file that holds name
 
@@ -101,8 +101,8 @@ class StateDictSource:
         matrix = self.get(name)
         return (matrix[0] if matrix.dim() == 3 else matrix)[start:start + count]
 
-    def contents(self, name: str, start: int, count: int) -> torch.Tensor:
-        return self.get(name).reshape(-1).view(torch.uint8)[start:start + count]
+    def read_into(self, name: str, out: torch.Tensor, start: int) -> None:
+        out.copy_(self.get(name).reshape(-1).view(torch.uint8)[start:start + out.numel()])
 
     def describe(self, name: str | None = None) -> str:
         return self._where
@@ -129,23 +129,22 @@ class _File:
     def rows(self, name: str, start: int, count: int) -> torch.Tensor:
         return self._file.rows(self._places[name], start, count)
 
-    def contents(self, name: str, start: int, count: int) -> torch.Tensor:
-        return self._file.read(self._places[name].offset + start, count)
+    def read_into(self, name: str, out: torch.Tensor, start: int) -> None:
+        self._file.read_into(out, self._places[name].offset + start)
 
     def describe(self, name: str | None = None) -> str:
         return str(self._file.path)
 
 
 def _open_safetensors(path: Path) -> TensorSource:
-    _check_size(path)
-    file = CheckpointFile(path)
+    file = CheckpointFile(path, _check_size(path))
     return _File(file, read_header(file))
 
 
 def _open_bin(path: Path) -> TensorSource:
     """A .bin file of torch.save."""
     real = _check_bin(path)
-    file = CheckpointFile(path)
+    file = CheckpointFile(path, real)
     try:
         # Mapped, so that nothing is read but the pickle; the values are read from the file (file_tensors.py).
         content = torch.load(real, mmap=True, weights_only=True, map_location="cpu")
@@ -188,8 +187,8 @@ class _Shards:
     def rows(self, name: str, start: int, count: int) -> torch.Tensor:
         return self._file_of[name].rows(name, start, count)
 
-    def contents(self, name: str, start: int, count: int) -> torch.Tensor:
-        return self._file_of[name].contents(name, start, count)
+    def read_into(self, name: str, out: torch.Tensor, start: int) -> None:
+        self._file_of[name].read_into(name, out, start)
 
     def describe(self, name: str | None = None) -> str:
         return str(self._index) if name is None else self._file_of[name].describe(name)
@@ -264,15 +263,16 @@ def _check_bin(path: Path) -> Path:
             stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
             content = archive.read(pickles[0]) if len(pickles) == 1 and stored else b""
     except Exception as error:  # a lying directory can bring about any: of zipfile, of struct, of the system
-        raise OSError(f"{path} is cut off or damaged ({type(error).__name__}: {str(error)[:200]}); download it again") from None
+        raise OSError(f"{path} is cut off or damaged ({type(error).__name__}: {str(error)[:200]}); "
+                      f"download it again") from None
     if not stored:
         raise OSError(f"{path} is a compressed zip, which cannot be memory-mapped; write it with torch.save")
     if len(pickles) != 1:
         raise OSError(f"{path} has {len(pickles)} entries named data.pkl; expected one, as torch.save writes it")
     culprit = first_foreign_name(content)
     if culprit is not None:
-        raise ValueError(f"{path} holds something that is not a tensor, and nothing in it was run ({culprit!r:.80}); get the "
-                         f"weights as safetensors")
+        raise ValueError(f"{path} holds something that is not a tensor, and nothing in it was run ({culprit!r:.80}); "
+                         f"get the weights as safetensors")
     return real
 
 
@@ -284,8 +284,8 @@ def _check_backed(tensors: Mapping[str, torch.Tensor], file_bytes: int, path: Pa
                              f"{tensor.untyped_storage().nbytes()} bytes of values; expected each value in the file")
     total = sum(tensor.nbytes for tensor in tensors.values())
     if total > _MOST_SHARED * file_bytes:
-        raise ValueError(f"the tensors of {path} have {total} bytes and the file {file_bytes}; expected values to be shared "
-                         f"by at most {_MOST_SHARED} tensors")
+        raise ValueError(f"the tensors of {path} have {total} bytes and the file {file_bytes}; expected values to be "
+                         f"shared by at most {_MOST_SHARED} tensors")
 
 
 def _check_tensors(tensors: Mapping, where: str) -> None:

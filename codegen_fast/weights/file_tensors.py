@@ -28,9 +28,10 @@ class StoredTensor:
 class CheckpointFile:
     """An open file of tensors. What is read lies in one of two buffers, in turns: one is filled while the other is used."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, real: Path) -> None:
+        """real: the file that path leads to. What has the name now may have become a link or a pipe."""
         self.path = path
-        self._descriptor = os.open(path, os.O_RDONLY)
+        self._descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
         weakref.finalize(self, os.close, self._descriptor)
         self._first = os.fstat(self._descriptor)
         self._buffers = [torch.empty(0, dtype=torch.uint8) for _ in range(2)]
@@ -58,17 +59,21 @@ class CheckpointFile:
                 self._buffers[0] = torch.empty(0, dtype=torch.uint8)  # first: never the old and the new at once
                 self._buffers[0] = torch.empty(count, dtype=torch.uint8)
             out = self._buffers[0][:count]
+        self.read_into(out, offset)
+        return out
+
+    def read_into(self, out: torch.Tensor, offset: int) -> None:
+        """out (count,) uint8 <- the bytes from `offset` on. Raises as `read`."""
         view, done = memoryview(out.numpy()), 0
-        while done < count:
+        while done < len(view):
             more = os.preadv(self._descriptor, [view[done:]], offset + done)
             if more == 0:
                 break
             done += more
         self.require_unchanged()
-        if done < count:
+        if done < len(view):
             raise OSError(f"{self.path} is cut off: it has {self.size} bytes, and a tensor of it reaches to byte "
-                          f"{offset + count}; download it again")
-        return out
+                          f"{offset + len(view)}; download it again")
 
     def rows(self, tensor: StoredTensor, start: int, count: int) -> torch.Tensor:
         """(count, columns) of a matrix (rows, columns) or (1, rows, columns), with the strides that it has in the file;

@@ -1,8 +1,8 @@
 """Streams a checkpoint into the packed weights, tensor by tensor in bounded chunks of rows.
 
 Peak memory (anonymous + shared) is the final model plus at most one tensor: rows go from two chunks' buffers through
-ops.pack() into their final place and type; those of a packed checkpoint are copied as they are. The loader is strict: every
-tensor of the file is read or knowingly skipped, every element of the model is filled, or an error names the tensor.
+ops.pack() into their final place and type; those of a packed checkpoint are read into it. The loader is strict: every tensor
+of the file is read or knowingly skipped, every element of the model is filled, or an error names the tensor.
 """
 
 from __future__ import annotations
@@ -181,10 +181,10 @@ class _Loader:
     def _read_into(self, out: torch.Tensor, name: str) -> None:
         """The bytes of a tensor, which has as many as `out`."""
         start = 0
-        for here in out.reshape(-1).view(torch.uint8).split(CHUNK_BYTES):
-            here.copy_(self._source.contents(name, start, here.numel()))
-            start += here.numel()
-            self._bar.update(here.numel())
+        for part in out.view(-1).view(torch.uint8).split(CHUNK_BYTES):
+            self._source.read_into(name, part, start)
+            start += part.numel()
+            self._bar.update(part.numel())
 
     def _chunks(self, name: str, start: int = 0, count: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
         """(row, rows) over rows start .. start+count of a matrix, on the device; row counts from `start`."""

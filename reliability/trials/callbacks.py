@@ -86,6 +86,7 @@ def nan_logits(subject: Subject, times: int) -> str:
         with subject.model.session() as session:
             past = subject.past()
             calls = subject.calls(session, past)
+            call = list(calls)[i % len(calls)]
             everywhere, left = i % 3 == 0, chance.randrange(20)
             value = float("nan") if not everywhere or i % 2 else -float("inf")
 
@@ -93,10 +94,10 @@ def nan_logits(subject: Subject, times: int) -> str:
                 nonlocal left
                 left -= 1
                 if left < 0:
-                    scores[-1, slice(None) if everywhere else chance.randrange(3000)] = value
+                    # All beams: one without a continuation would only fall out.
+                    scores[slice(None) if call == "beams" else -1, slice(None) if everywhere else chance.randrange(3000)] = value
                 return scores
 
-            call = list(calls)[i % len(calls)]
             require_error(lambda: calls[call](logits_processor=[spoil]), ValueError,
                           "NaN or no finite value, so no token can be chosen|gets NaN or infinity, so no token can be chosen|"
                           "no continuation has a finite score")  # fmt: skip

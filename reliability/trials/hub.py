@@ -86,28 +86,30 @@ class _Answer(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        content = (hub.folder / name).read_bytes()
+        size = (hub.folder / name).stat().st_size
         first = int((re.match(r"bytes=(\d+)-", self.headers.get("Range", "")) or [0, "0"])[1])
         self.send_response(206 if first else 200)
-        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("ETag", f'"{hashlib.sha256(name.encode()).hexdigest()}"')
         self.send_header("X-Repo-Commit", _COMMIT)
         self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(len(content) - first))
+        self.send_header("Content-Length", str(size - first))
         if first:
-            self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
+            self.send_header("Content-Range", f"bytes {first}-{size - 1}/{size}")
         self.end_headers()
         if body:
-            self._send(name, content, first)
+            self._send(hub.folder / name, first, size)
 
-    def _send(self, name: str, content: bytes, first: int) -> None:
-        hub = self.server
-        if name != "model.safetensors":
-            self.wfile.write(content[first:])
-            return
-        hub.ranges.append(first)
-        hub.stops, stop = hub.stops - 1, hub.stops > 0
-        self.wfile.write(content[first : len(content) * 3 // 4] if stop else content[first:])
-        self.wfile.flush()
+    def _send(self, path: Path, first: int, end: int) -> None:
+        hub, stop = self.server, False
+        if path.name == "model.safetensors":
+            hub.ranges.append(first)
+            hub.stops, stop = hub.stops - 1, hub.stops > 0
+        with open(path, "rb") as file:
+            file.seek(first)
+            left = (end * 3 // 4 if stop else end) - first
+            while left > 0:
+                self.wfile.write(file.read(min(left, 1 << 16)))
+                left -= 1 << 16
         if stop:
             hub.released.wait()
 
