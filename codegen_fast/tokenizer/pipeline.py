@@ -39,8 +39,8 @@ def check_pipeline(values: dict[str, Any], path: Path) -> None:
         for stage in stages:
             name = stage.get("type") if isinstance(stage, dict) else stage
             if name not in known:
-                raise ValueError(f"{path} has {name!r:.80} in its {place}, which a byte-level BPE does not have; expected "
-                                 f"{' or '.join(known)}")
+                raise ValueError(f"{path} has {name!r:.80} in its {place}, which a byte-level BPE does not have; "
+                                 f"expected {' or '.join(known)}")
 
 
 def check_vocabulary(vocab: dict[str, Any], path: Path) -> None:

@@ -126,7 +126,8 @@ class _SafetensorsFile:
         try:
             self._file = safe_open(real, framework="pt", device="cpu")
         except (SafetensorError, OSError, MemoryError) as error:
-            raise OSError(f"{path} is cut off or not a safetensors file ({str(error)[:200]}); download it again") from None
+            raise OSError(f"{path} is cut off or not a safetensors file ({str(error)[:200]}); "
+                          f"download it again") from None
         self._names = list(self._file.keys())
 
     def names(self) -> list[str]:
@@ -238,15 +239,16 @@ def _check_bin(path: Path) -> Path:
             stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
             content = archive.read(pickles[0]) if len(pickles) == 1 and stored else b""
     except Exception as error:  # a lying directory can bring about any: of zipfile, of struct, of the system
-        raise OSError(f"{path} is cut off or damaged ({type(error).__name__}: {str(error)[:200]}); download it again") from None
+        raise OSError(f"{path} is cut off or damaged ({type(error).__name__}: {str(error)[:200]}); "
+                      f"download it again") from None
     if not stored:
         raise OSError(f"{path} is a compressed zip, which cannot be memory-mapped; write it with torch.save")
     if len(pickles) != 1:
         raise OSError(f"{path} has {len(pickles)} entries named data.pkl; expected one, as torch.save writes it")
     culprit = first_foreign_name(content)
     if culprit is not None:
-        raise ValueError(f"{path} holds something that is not a tensor, and nothing in it was run ({culprit!r:.80}); get the "
-                         f"weights as safetensors")
+        raise ValueError(f"{path} holds something that is not a tensor, and nothing in it was run ({culprit!r:.80}); "
+                         f"get the weights as safetensors")
     return real
 
 
@@ -258,8 +260,8 @@ def _check_backed(tensors: Mapping[str, torch.Tensor], file_bytes: int, path: Pa
                              f"{tensor.untyped_storage().nbytes()} bytes of values; expected each value in the file")
     total = sum(tensor.nbytes for tensor in tensors.values())
     if total > _MOST_SHARED * file_bytes:
-        raise ValueError(f"the tensors of {path} have {total} bytes and the file {file_bytes}; expected values to be shared "
-                         f"by at most {_MOST_SHARED} tensors")
+        raise ValueError(f"the tensors of {path} have {total} bytes and the file {file_bytes}; expected values to be "
+                         f"shared by at most {_MOST_SHARED} tensors")
 
 
 def _check_tensors(tensors: Mapping, where: str) -> None:

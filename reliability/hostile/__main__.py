@@ -18,7 +18,8 @@ from .targets import TARGETS
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m reliability.hostile", description="Reads damaged files of every kind.")
+    parser = argparse.ArgumentParser(prog="python -m reliability.hostile",
+                                     description="Reads damaged files of every kind.")
     parser.add_argument("--seconds", type=float, default=60.0, help="of the whole run")
     parser.add_argument("--seed", type=int, default=0, help="of all damage: equal seeds, equal inputs")
     parser.add_argument("--target", choices=TARGETS, action="append", help="one alone; may be given several times")
@@ -43,7 +44,8 @@ def main() -> int:
                                    rounds=arguments.rounds)
             told["seed"], told["targets"] = arguments.seed, [asdict(tally) for tally in tallies]
             told["atheris"] = version("atheris") if share else None
-            told["guided"] = [guided.run_guided(root, name, arguments.seconds * share / len(grown)) for name in grown if share]
+            told["guided"] = [guided.run_guided(root, name, arguments.seconds * share / len(grown))
+                              for name in grown if share]
             if arguments.again is not None:
                 told["again_of"] = arguments.again
                 told["again"] = run_again(root, record.read(arguments.again))
