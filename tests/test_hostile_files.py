@@ -310,6 +310,8 @@ REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
     ({"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}, "gives the token 'a' the id -1"),
     ({"model": {"type": "BPE", "vocab": [], "merges": []}}, "its model has no vocab"),
     ({"model": None}, "holds a NoneType tokenizer"),
+    *(({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [], name: "##"}}, f"has {name} = '##'; expected none")
+      for name in ("continuing_subword_prefix", "end_of_word_suffix", "dropout")),
 ])
 def test_stages_that_a_stranger_could_use(folder, changed, message):
     """Replacements in a row double a text sixty times; such a regular expression never ends."""
