@@ -389,6 +389,12 @@ def test_a_run_writes_through_no_link(tmp_path, name):
     assert precious.read_text() == "alive"
 
 
+@pytest.mark.parametrize("name", ["\n\n", LONG])
+def test_a_setting_of_an_odd_name(folder, name):
+    (folder / "settings.json").write_text(json.dumps({"benchmark": "humaneval", name: name}))
+    refused(ValueError, "holds a run with .*: use the same settings", RunFolder, folder, {"benchmark": "humaneval"}, {})
+
+
 @pytest.mark.parametrize("changed, message", [
     ({"counts": None}, "is not the summary of a run"), ({"counts": {}}, "is not the summary"),
     ({"counts": {"x": {"a": [1, 1]}}}, "is not"),

@@ -40,7 +40,7 @@ def section(found: dict[str, Any]) -> str:
         parts += [_run_text("After mending", after), _failures_text(after)]
     if again is not None:
         mended = sum(each["now"] is None for each in again["again"])
-        parts.append(f"The first inputs of the long run's {len(again['again'])} causes once more (`{again['command']}`, commit "
+        parts.append(f"The first inputs of these {len(again['again'])} causes once more (`{again['command']}`, commit "
                      f"{again['commit']}): {mended} of them are read or refused as they should be.\n")
         parts += [f"- open: {each['target']}, case {each['case']}: {_cell(each['now'])}" for each in again["again"] if each["now"]]
     return "\n".join([*parts, _DECISIONS])

@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("--guided-share", type=float, default=0.3, metavar="SHARE",
                         help="of the time, for inputs grown by coverage, where atheris is installed")
     parser.add_argument("--rounds", type=int, default=1, help="turns of every target")
-    parser.add_argument("--again", metavar="NAME", help="also the inputs that failed in the record of that name")
+    parser.add_argument("--again", metavar="NAME", nargs="+", default=(), help="also the inputs that failed in these records")
     parser.add_argument("--save", nargs="?", const="hostile", metavar="NAME", help="write the record")
     arguments = parser.parse_args()
     targets = arguments.target or list(TARGETS)
@@ -46,13 +46,11 @@ def main() -> int:
             told["atheris"] = version("atheris") if share else None
             told["guided"] = [guided.run_guided(root, name, arguments.seconds * share / len(grown))
                               for name in grown if share]
-            if arguments.again is not None:
-                told["again_of"] = arguments.again
-                told["again"] = run_again(root, record.read(arguments.again))
+            told["again"] = [each for name in arguments.again for each in run_again(root, record.read(name))]
     failures = [(each["target"], kind, found) for each in (*told["targets"], *told["guided"])
                 for kind, found in each["failures"].items()]
     failures += [(each["target"], each["now"], {"case": each["case"], "times": 1, "detail": "again"})
-                 for each in told.get("again", ()) if each["now"] is not None]
+                 for each in told["again"] if each["now"] is not None]
     for target, kind, found in failures:
         print(f"{target}, case {found['case']} ({found['times']} times): {kind}\n    {found['detail']}", file=sys.stderr)
     inputs = sum(each["cases"] for each in (*told["targets"], *told["guided"]))
