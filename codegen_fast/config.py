@@ -146,8 +146,8 @@ class CodeGenConfig:
             if alias in values:
                 value = values.pop(alias)
                 if values.setdefault(name, value) != value:
-                    raise ValueError(f"{where}: {alias} is {value!r:.80} and {name} is {values[name]!r:.80}; they are two "
-                                     f"names of one size and must agree")
+                    raise ValueError(f"{where}: {alias} is {value!r:.80} and {name} is {values[name]!r:.80}; they are "
+                                     f"two names of one size and must agree")
         old_dtype = values.pop("torch_dtype", None)
         new_dtype = values.pop("dtype", None)
         names = {f.name for f in dataclasses.fields(cls)} - {"extra", "dtype", "model_type"}
@@ -206,8 +206,8 @@ def _check(config: CodeGenConfig) -> None:
         raise ValueError(f"rotary_dim is {config.rotary_dim!r:.80}; expected an even number from 2 to the head's "
                          f"{config.head_dim} (n_embd / n_head)")
     if config.n_positions * config.rotary_dim > _LARGEST_ROTARY_TABLE:
-        raise ValueError(f"n_positions is {config.n_positions} and rotary_dim is {config.rotary_dim}; expected a product of "
-                         f"at most {_LARGEST_ROTARY_TABLE}")
+        raise ValueError(f"n_positions is {config.n_positions} and rotary_dim is {config.rotary_dim}; expected a "
+                         f"product of at most {_LARGEST_ROTARY_TABLE}")
     eps = config.layer_norm_epsilon
     if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps <= _LARGEST_EPSILON:
         raise ValueError(f"layer_norm_epsilon is {eps!r:.80}; expected a positive number of float32's range")

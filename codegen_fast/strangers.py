@@ -36,7 +36,8 @@ def regular_file(path: Path, most_bytes: int | None = None) -> Path:
         raise OSError(f"{path} is a link that leads nowhere; put the file itself there") from None
     folder = path.parent.resolve()
     if not real.is_relative_to(folder) and not _is_blob(real):
-        raise ValueError(f"{path} links to {real}, outside its folder; put the file itself there, or link the whole folder")
+        raise ValueError(f"{path} links to {real}, outside its folder; put the file itself there, or link the whole "
+                         f"folder")
     if not real.is_file():
         raise OSError(f"{path} is not a file; expected a regular one")
     if most_bytes is not None and real.stat().st_size > most_bytes:

@@ -97,7 +97,7 @@ def test_a_harmless_object_in_a_pickle_is_refused(tmp_path):
     torch.save({3: torch.zeros(2)}, tmp_path / "pytorch_model.bin")
     expect(tmp_path, ValueError, r"has the key 3; expected the names of tensors")
     torch.save({"a": torch.eye(2).to_sparse()}, tmp_path / "pytorch_model.bin")
-    expect(tmp_path, ValueError, r"something that is not a tensor, and nothing in it was run \('GLOBAL torch._utils _rebuild_sparse_tensor'")
+    expect(tmp_path, ValueError, r"something that is not a tensor, and nothing in it was run \('GLOBAL .*_sparse_tensor'")
 
 
 @pytest.mark.parametrize("layout", ["sharded", "sharded_bin"])

@@ -55,7 +55,8 @@ def _common_ks(first: str | os.PathLike, second: str | os.PathLike, summaries: l
     tables = [summary.get("pass_at_k") for summary in summaries]
     for folder, table in zip((first, second), tables):
         if not isinstance(table, dict) or not all(k.isdecimal() and k.isascii() and len(k) < 10 for k in table):
-            raise ValueError(f"{Path(folder) / SUMMARY_FILE} has no pass_at_k of numbers; expected it in a run of humaneval")
+            raise ValueError(f"{Path(folder) / SUMMARY_FILE} has no pass_at_k of numbers; expected it in a run of "
+                             "humaneval")
     return [int(k) for k in tables[0] if k in tables[1]]
 
 

@@ -58,7 +58,8 @@ class Journal:
     the lines in order, so that how often a run was stopped, and who wrote what first, does not show in the file.
     """
 
-    def __init__(self, path: Path, key: Callable[[Record], Any], is_whole: Callable[[Record], bool] = lambda record: True):
+    def __init__(self, path: Path, key: Callable[[Record], Any],
+                 is_whole: Callable[[Record], bool] = lambda record: True):
         """key: identifies a record, and says its place in the settled file; is_whole: whether it has what is read of it.
 
         Raises ValueError for a line that is no record, OSError where the file cannot be opened.

@@ -80,7 +80,7 @@ class RunFolder:
             if name in GROWING and _holds(after, before):
                 continue
             grows = " (it may only grow)" if name in GROWING else ""
-            raise ValueError(f"--out {self.path} holds a run with {name} = {_shown(before)}, and now it is "
+            raise ValueError(f"--out {self.path} holds a run with {_shown(name)} = {_shown(before)}, and now it is "
                              f"{_shown(after)}{grows}: use the same settings to go on with it, or another folder")
         return now
 

@@ -68,7 +68,8 @@ class GenerationConfig:
 
         Without a generation_config.json the knobs are those that stand in config.json (`model_config`), as in
         transformers.
-        Raises OSError where the file cannot be read, ValueError where it is not a JSON object or asks for rows by thousands.
+        Raises OSError where the file cannot be read, ValueError where it is not a JSON object or asks for rows by
+        thousands.
         """
         path = Path(folder) / "generation_config.json"
         if not is_there(path):
@@ -90,8 +91,8 @@ def _require_few_rows(values: dict[str, Any], where: str) -> None:
     """A call may ask for as many rows as it has memory for; a file that came with weights may not."""
     for name in ("num_beams", "num_return_sequences"):
         if isinstance(values.get(name), int) and values[name] > MOST_STORED_ROWS:
-            raise ValueError(f"{where}: {name} is {values[name]!r:.80}; expected at most {MOST_STORED_ROWS}, more only in the "
-                             f"call")
+            raise ValueError(f"{where}: {name} is {values[name]!r:.80}; expected at most {MOST_STORED_ROWS}, "
+                             f"more only in the call")
 
 
 def require_known_knobs(knobs: dict[str, Any], where: str) -> None:

@@ -132,8 +132,8 @@ def _check_class(tokenizer_class: str | None, folder: Path) -> None:
     name = tokenizer_class.removesuffix("Fast") if isinstance(tokenizer_class, str) else tokenizer_class
     if name not in KNOWN_CLASSES:
         known = ", ".join(known for known in KNOWN_CLASSES if known)
-        raise ValueError(f"{folder / 'tokenizer_config.json'}: tokenizer_class is {tokenizer_class!r:.80}, which is not a "
-                         f"CodeGen tokenizer; expected one of {known}")
+        raise ValueError(f"{folder / 'tokenizer_config.json'}: tokenizer_class is {tokenizer_class!r:.80}, which is not "
+                         f"a CodeGen tokenizer; expected one of {known}")
 
 
 def _read_object(path: Path) -> dict:
@@ -159,8 +159,8 @@ def _read_backend(folder: Path, config: dict) -> Tokenizer:
             raise ValueError(f"{folder / 'tokenizer_config.json'}: {key} is {config[key]!r:.80}, but a CodeGen tokenizer "
                              f"adds no tokens to a text; set it to false")
     check_vocabulary(read_json_object(vocab), vocab)
-    backend = Tokenizer(_load(f"{vocab} and {merges} are not a BPE vocabulary",
-                              models.BPE.from_file, *(str(regular_file(path, MOST_TEXT_BYTES)) for path in (vocab, merges))))
+    sound = [str(regular_file(path, MOST_TEXT_BYTES)) for path in (vocab, merges)]
+    backend = Tokenizer(_load(f"{vocab} and {merges} are not a BPE vocabulary", models.BPE.from_file, *sound))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(config.get("add_prefix_space", False)))
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = processors.ByteLevel(trim_offsets=False)

@@ -32,6 +32,10 @@ def check_pipeline(values: dict[str, Any], path: Path) -> None:
     if not isinstance(vocab, dict):
         raise ValueError(f"{path} is not a tokenizer file: its model has no vocab, expected an object of tokens and ids")
     check_vocabulary(vocab, path)
+    for name in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
+        # With a prefix or a suffix that the merges do not have, the library panics; dropout draws tokens at random.
+        if model.get(name) not in (None, "", 0):
+            raise ValueError(f"{path} has {name} = {model[name]!r:.80}; expected none in a byte-level BPE")
     for place, known in STAGES.items():
         stages = _stages(values.get(place), place)
         if len(stages) > _MOST_STAGES:
@@ -39,8 +43,8 @@ def check_pipeline(values: dict[str, Any], path: Path) -> None:
         for stage in stages:
             name = stage.get("type") if isinstance(stage, dict) else stage
             if name not in known:
-                raise ValueError(f"{path} has {name!r:.80} in its {place}, which a byte-level BPE does not have; expected "
-                                 f"{' or '.join(known)}")
+                raise ValueError(f"{path} has {name!r:.80} in its {place}, which a byte-level BPE does not have; "
+                                 f"expected {' or '.join(known)}")
 
 
 def check_vocabulary(vocab: dict[str, Any], path: Path) -> None:

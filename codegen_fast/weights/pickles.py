@@ -16,7 +16,7 @@ _CALLS = frozenset(("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1"
 
 
 def first_foreign_name(pickle: bytes) -> str | None:
-    """The first thing that a dict of tensors has no use for; None where there is none, or the pickle breaks off before."""
+    """The first thing that a dict of tensors has no use for; None where there is none, or it breaks off before."""
     try:
         for opcode, argument, _ in pickletools.genops(pickle):
             if opcode.name == "GLOBAL" and argument not in _NAMES and argument not in _TYPES:

@@ -34,13 +34,13 @@ levels, gzip of 100 times its size, `n_positions * rotary_dim` of 2^24, 1024 bea
 
 def section(found: dict[str, Any]) -> str:
     """The part of the page. found: the record "hostile"."""
-    parts = [_INTRODUCTION, _run_text("The long run", found), _failures_text(found)]
+    parts = [_INTRODUCTION, _run_text("The long run", found), _failures_text(found), _own_faults_text(found)]
     after, again = record.read("hostile_after"), record.read("hostile_again")
     if after is not None:
         parts += [_run_text("After mending", after), _failures_text(after)]
     if again is not None:
         mended = sum(each["now"] is None for each in again["again"])
-        parts.append(f"The first inputs of the long run's {len(again['again'])} causes once more (`{again['command']}`, commit "
+        parts.append(f"The first inputs of these {len(again['again'])} causes once more (`{again['command']}`, commit "
                      f"{again['commit']}): {mended} of them are read or refused as they should be.\n")
         parts += [f"- open: {each['target']}, case {each['case']}: {_cell(each['now'])}" for each in again["again"] if each["now"]]
     return "\n".join([*parts, _DECISIONS])
@@ -62,6 +62,14 @@ def _run_text(name: str, found: dict[str, Any]) -> str:
             lines.append(f"| {each['target']} | {each['cases']:,} | {each['seconds']:.0f} | {each['covered_by_seed']} | "
                          f"{each['covered']} | {len(each['failures'])} |")
     return "\n".join(lines) + "\n"
+
+
+def _own_faults_text(found: dict[str, Any]) -> str:
+    """Of the long run, whose harness was mended after it as the package was."""
+    own = sum(sign in kind for each in found["targets"] for kind in each["failures"]
+              for sign in ("still running", "exit status"))
+    return (f"{own} of these causes were the harness's own: it lost lines that came two at a time (\"still running\"), and some "
+            f"damage or seeds raised in it (\"exit status 1\").\n") if own else ""
 
 
 def _failures_text(found: dict[str, Any]) -> str:

@@ -18,7 +18,8 @@ from .targets import TARGETS
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m reliability.hostile", description="Reads damaged files of every kind.")
+    parser = argparse.ArgumentParser(prog="python -m reliability.hostile",
+                                     description="Reads damaged files of every kind.")
     parser.add_argument("--seconds", type=float, default=60.0, help="of the whole run")
     parser.add_argument("--seed", type=int, default=0, help="of all damage: equal seeds, equal inputs")
     parser.add_argument("--target", choices=TARGETS, action="append", help="one alone; may be given several times")
@@ -26,7 +27,7 @@ def main() -> int:
     parser.add_argument("--guided-share", type=float, default=0.3, metavar="SHARE",
                         help="of the time, for inputs grown by coverage, where atheris is installed")
     parser.add_argument("--rounds", type=int, default=1, help="turns of every target")
-    parser.add_argument("--again", metavar="NAME", help="also the inputs that failed in the record of that name")
+    parser.add_argument("--again", metavar="NAME", nargs="+", default=(), help="also the inputs that failed in these records")
     parser.add_argument("--save", nargs="?", const="hostile", metavar="NAME", help="write the record")
     arguments = parser.parse_args()
     targets = arguments.target or list(TARGETS)
@@ -43,14 +44,13 @@ def main() -> int:
                                    rounds=arguments.rounds)
             told["seed"], told["targets"] = arguments.seed, [asdict(tally) for tally in tallies]
             told["atheris"] = version("atheris") if share else None
-            told["guided"] = [guided.run_guided(root, name, arguments.seconds * share / len(grown)) for name in grown if share]
-            if arguments.again is not None:
-                told["again_of"] = arguments.again
-                told["again"] = run_again(root, record.read(arguments.again))
+            told["guided"] = [guided.run_guided(root, name, arguments.seconds * share / len(grown))
+                              for name in grown if share]
+            told["again"] = [each for name in arguments.again for each in run_again(root, record.read(name))]
     failures = [(each["target"], kind, found) for each in (*told["targets"], *told["guided"])
                 for kind, found in each["failures"].items()]
     failures += [(each["target"], each["now"], {"case": each["case"], "times": 1, "detail": "again"})
-                 for each in told.get("again", ()) if each["now"] is not None]
+                 for each in told["again"] if each["now"] is not None]
     for target, kind, found in failures:
         print(f"{target}, case {found['case']} ({found['times']} times): {kind}\n    {found['detail']}", file=sys.stderr)
     inputs = sum(each["cases"] for each in (*told["targets"], *told["guided"]))

@@ -77,20 +77,6 @@ def run_campaign(root: Path, targets: Sequence[str], *, seconds: float, seed: in
     return list(tallies.values())
 
 
-def _run_batch(worker: Worker, root: Path, seed: int, tally: Tally, count: int = _BATCH) -> Worker:
-    """The worker to go on with: another one where this died."""
-    try:
-        for number, outcome in worker.run(tally.target, tally.cases, count):
-            tally.add(number, outcome)
-        return worker
-    except Died as death:
-        tally.cases = death.number + 1
-        tally.died += 1
-        tally.fail(death.number, str(death), "")
-        worker.close()
-        return Worker(root, seed)
-
-
 def run_again(root: Path, found: dict[str, Any]) -> list[dict[str, Any]]:
     """What comes now of the inputs that failed in the campaign of an earlier record, by their numbers.
 
@@ -102,7 +88,8 @@ def run_again(root: Path, found: dict[str, Any]) -> list[dict[str, Any]]:
         for kind, first in tally["failures"].items():
             again = Tally(tally["target"], cases=first["case"])
             worker = _run_batch(worker, root, found["seed"], again, count=1)
-            told.append({"target": tally["target"], "case": first["case"], "then": kind, "now": next(iter(again.failures), None)})
+            told.append({"target": tally["target"], "case": first["case"], "then": kind,
+                         "now": next(iter(again.failures), None)})
     worker.close()
     return told
 
@@ -119,18 +106,3 @@ def _run_batch(worker: Worker, root: Path, seed: int, tally: Tally, count: int =
         tally.fail(death.number, str(death), "")
         worker.close()
         return Worker(root, seed)
-
-
-def run_again(root: Path, found: dict[str, Any]) -> list[dict[str, Any]]:
-    """What comes now of the inputs that failed in the campaign of an earlier record, by their numbers.
-
-    Inputs are made anew: the comparison holds as long as seeds and mutations are those of the record's commit.
-    """
-    told = []
-    for tally in found["targets"]:
-        for kind, first in tally["failures"].items():
-            again = Tally(tally["target"], cases=first["case"])
-            worker = _run_batch(Worker(root, found["seed"]), root, found["seed"], again, count=1)
-            worker.close()
-            told.append({"target": tally["target"], "case": first["case"], "then": kind, "now": next(iter(again.failures), None)})
-    return told

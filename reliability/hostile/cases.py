@@ -51,7 +51,8 @@ class Cases:
             for _ in range(2):
                 outcome = self._read(name, lambda folder: None)
             if outcome.kind != target.sound:
-                raise AssertionError(f"{target.name}: the seed {name} is not {target.sound}: {outcome.kind} {outcome.detail}")
+                raise AssertionError(f"{target.name}: the seed {name} is not {target.sound}: "
+                                     f"{outcome.kind} {outcome.detail}")
 
     def run(self, number: int) -> Outcome:
         rng = Random(f"{self._seed}/{self.target.name}/{number}")

@@ -1,4 +1,4 @@
-"""Inputs that are grown by the lines of the package that they reach: atheris, where it is installed (pip install atheris).
+"""Inputs that are grown by what of the package they reach: atheris, where it is installed (pip install atheris).
 
 The mutations are this package's own and libFuzzer's in turn, the verdicts are those of the campaign. What fails is told
 and gone on from; what kills the process is told by its end.
@@ -60,7 +60,8 @@ def run_guided(root: Path, target: str, seconds: float) -> dict[str, Any]:
     tally.cases = int(executed[1]) if executed else tally.cases
     if process.returncode != 0:
         tally.died += 1
-        tally.fail(tally.cases, f"the process ended with {process.returncode}: {' / '.join(text.strip().splitlines()[-3:])}", "")
+        last = " / ".join(text.strip().splitlines()[-3:])
+        tally.fail(tally.cases, f"the process ended with {process.returncode}: {last}", "")
     return {**asdict(tally), "covered_by_seed": covered[0] if covered else 0, "covered": covered[-1] if covered else 0}
 
 
@@ -87,7 +88,8 @@ def main() -> None:
         number += 1
         if outcome.is_failure and outcome.kind not in told:
             told.add(outcome.kind)
-            print(json.dumps({"number": number, **asdict(outcome), "detail": f"{outcome.detail} of {ascii(data)[:200]}"}), flush=True)
+            detail = f"{outcome.detail} of {ascii(data)[:200]}"
+            print(json.dumps({"number": number, **asdict(outcome), "detail": detail}), flush=True)
 
     def mutate(data: bytes, most: int, random_state: int) -> bytes:
         rng = Random(random_state)

@@ -125,7 +125,10 @@ def _status(name: str) -> int:
 
 
 def _reset_peak() -> None:
-    """VmHWM counts from here on. Where a container forbids it, a peak shows only above those before; the limit holds anyway."""
+    """VmHWM counts from here on.
+
+    Where a container forbids it, a peak shows only above those before; the limit holds anyway.
+    """
     try:
         with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
             file.write("5")

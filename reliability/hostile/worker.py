@@ -5,10 +5,12 @@ Standard input says which cases, standard output which of them begins and what c
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +22,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 # This checkout comes last on the path: its package has no compiled part where another one is installed.
 _START = "import sys; sys.path.append(sys.argv.pop(1)); from reliability.hostile.worker import main; main()"
+_PR_SET_PDEATHSIG = 1
 _SILENT_SECONDS = 60.0  # without a word: a case hangs
 
 
@@ -101,6 +104,7 @@ class Worker:
 def main() -> None:
     root, seed = Path(sys.argv[1]), int(sys.argv[2])
     faulthandler.enable()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a case that hangs must not outlive the campaign
     # Only what is told goes to standard output; what else is printed must not be taken for it.
     told = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)

@@ -32,10 +32,12 @@ PAYLOADS: tuple[tuple[str, str, tuple], ...] = (
     ("torch", "load", ("../outside/pytorch_model.bin",)), ("torch.hub", "load", ("a/b", "c")),
     ("torch.serialization", "load", ("../outside/pytorch_model.bin",)), ("torch.jit", "load", ("../outside/model.pt",)),
     ("torch._utils", "_import_dotted_name", ("os.system",)), ("torch.storage", "_load_from_bytes", (b"\x80\x02.",)),
-    ("torch", "from_file", ("../outside/secret.txt", False, 4)), ("torch.UntypedStorage", "from_file", ("../outside/secret.txt", False, 4)),
-    ("numpy", "load", ("../outside/secret.txt",)), ("numpy.core.multiarray", "_reconstruct", ()), ("codegen_fast", "AutoModelForCausalLM", ()),
-    ("codegen_fast.ops", "dry_run", ()), ("shutil", "rmtree", ("../outside/nothing",)), ("socket", "create_connection", (("127.0.0.1", 9),)),
-    ("ctypes", "CDLL", ("libc.so.6",)), ("types", "FunctionType", ()), ("marshal", "loads", (b"N",)), ("runpy", "run_path", ("../outside/secret.txt",)),
+    ("torch", "from_file", ("../outside/secret.txt", False, 4)),
+    ("torch.UntypedStorage", "from_file", ("../outside/secret.txt", False, 4)), ("numpy", "load", ("../outside/secret.txt",)),
+    ("numpy.core.multiarray", "_reconstruct", ()), ("codegen_fast", "AutoModelForCausalLM", ()),
+    ("codegen_fast.ops", "dry_run", ()), ("shutil", "rmtree", ("../outside/nothing",)),
+    ("socket", "create_connection", (("127.0.0.1", 9),)), ("ctypes", "CDLL", ("libc.so.6",)), ("types", "FunctionType", ()),
+    ("marshal", "loads", (b"N",)), ("runpy", "run_path", ("../outside/secret.txt",)),
 )
 
 
