@@ -93,7 +93,8 @@ def generation(build: Build, isa: str, tokens: int, rounds: int) -> Trial:
 
 def tests(what: str, build: Build, *names: str) -> Trial:
     paths = (f"tests/{name}.py" for name in names)
-    return Trial(what, build, "all", ("pytest", "-q", "-p", "no:cacheprovider", "-k", "not cuda", *paths), r"\d+ passed")
+    # -s: a report ends the process, and what pytest had captured of it would be lost.
+    return Trial(what, build, "all", ("pytest", "-qs", "-p", "no:cacheprovider", "-k", "not cuda", *paths), r"\d+ passed")
 
 
 def trials(isas: Sequence[str], *, full: bool) -> list[Trial]:
