@@ -110,11 +110,9 @@ def build(python: Path, tools: Path, folder: Path) -> dict[str, Any]:
     run(tools, "-m", "auditwheel", "repair", "-w", folder / "repaired", built)
     repaired = next((folder / "repaired").glob("*.whl"))
     shutil.rmtree(folder / "builder")
-    tag = re.search(r'consistent with\s+the following platform tag:\s+"(\w+)"', shown)
     libraries = re.search(r"versioned symbols in these\s+system-provided shared libraries:\s+(.+?)\n\n", shown, re.S)
     return {"built": built.name, "built_bytes": built.stat().st_size, "path": str(repaired), "wheel": repaired.name,
-            "wheel_bytes": repaired.stat().st_size, "tag": tag[1] if tag else shown,
-            "symbols": " ".join(libraries[1].split()) if libraries else ""}
+            "wheel_bytes": repaired.stat().st_size, "symbols": " ".join(libraries[1].split()) if libraries else ""}
 
 
 def newest_torch(python: Path, folder: Path) -> str:
@@ -155,8 +153,9 @@ def section(found: dict[str, Any]) -> str:
         kinds = ", ".join(row["tokens_equal"])
         lines.append(f"| {row['python']} | {row['torch']} ({build_of}) | {kinds} | {row['tests']} |")
     wheels = found["wheels"]
-    sizes = sorted(wheel["wheel_bytes"] for wheel in wheels)
-    tags = sorted({wheel["tag"] for wheel in wheels})
+    sizes = sorted({f"{wheel['wheel_bytes'] / 1e6:.2f}" for wheel in wheels})
+    tags = sorted({wheel["wheel"].removesuffix(".whl").rsplit("-", 1)[1] for wheel in wheels})
+    libraries = ", ".join(sorted(set(re.findall(r"lib[\w-]+\.so\.\d+", " ".join(wheel["symbols"] for wheel in wheels)))))
     return f"""\
 One wheel for each Python, built by `pip wheel .` and tagged by `auditwheel repair`, which grafts nothing into it. That file
 was installed beside the oldest torch that is supported and the newest that the registry had for that Python, on the CPU; it
@@ -164,8 +163,8 @@ also ran a program in a sandbox.
 
 {chr(10).join(lines)}
 
-- The wheels are {' and '.join(tags)}: {sizes[0] / 1e6:.2f} to {sizes[-1] / 1e6:.2f} MB, of which the demo model is most.
-  They ask for no torch when they are built, and link none: {wheels[0]['symbols']} is all that they take from the system.
+- The wheels are {' and '.join(tags)}: {' to '.join(sizes[:1] + sizes[1:][-1:])} MB, of which the demo model is most.
+  They ask for no torch when they are built, and link none: {libraries} are all that they take from the system.
 - The C++ runtime is linked in, and functions of the C library are bound to the versions that every glibc has
   (`cmake/portable_link.cmake`, checked by `tests/test_wheel.py`). Without that the tag would be manylinux_2_34.
 - {missing(found)}
