@@ -1,7 +1,8 @@
 """Files by a stranger's hand: damaged in every way that comes to mind, and read under watch.
 
-TITLE and section() are this part of docs/reliability.md. Three records are told of: "hostile", the long run that found
-what was to be mended; "hostile_after", a run of what was mended; "hostile_again", the inputs that failed first, once more.
+TITLE and section() are this part of docs/reliability.md. Four records are told of: "hostile", the long run that found
+what was to be mended; "hostile_after", a run of what was mended; "hostile_guided", one by coverage alone; "hostile_again",
+the inputs that failed first, once more.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ levels, gzip of 100 times its size, `n_positions * rotary_dim` of 2^24, 1024 bea
 def section(found: dict[str, Any]) -> str:
     """The part of the page. found: the record "hostile"."""
     parts = [_INTRODUCTION, _run_text("The long run", found), _failures_text(found), _own_faults_text(found)]
-    after, again = record.read("hostile_after"), record.read("hostile_again")
+    after, again, grown = (record.read(f"hostile_{name}") for name in ("after", "again", "guided"))
     if after is not None:
         parts += [_run_text("After mending", after), _failures_text(after)]
+    if grown is not None:
+        parts += [_run_text("By coverage, after mending", grown), _failures_text(grown)]
     if again is not None:
         mended = sum(each["now"] is None for each in again["again"])
         parts.append(f"The first inputs of these {len(again['again'])} causes once more (`{again['command']}`, commit "
@@ -53,10 +56,16 @@ def _run_text(name: str, found: dict[str, Any]) -> str:
              f"{inputs:,} inputs, {causes} causes of failure.\n",
              "| target | inputs | read | refused | failures | slowest | most memory |", "|---|---|---|---|---|---|---|"]
     for each in found["targets"]:
+        if not each["cases"]:
+            continue
         lines.append(f"| {each['target']} | {each['cases']:,} | {each['read']:,} | {each['refused']:,} | {len(each['failures'])} | "
                      f"{each['slowest']:.2f} s | {each['peak_bytes'] / 2**20:.0f} MiB |")
     if found["guided"]:
-        lines += ["", f"Grown by coverage (atheris {found['atheris']}, branches of `codegen_fast`):\n",
+        guided = any(each["covered"] for each in found["guided"])
+        how = (f"Grown by coverage (atheris {found['atheris']}, branches of `codegen_fast`)" if guided else
+               f"Grown by atheris {found['atheris']} without coverage (the package was imported before it could be instrumented: "
+               f"mended since)")
+        lines += ["", f"{how}:\n",
                   "| target | inputs | seconds | branches by the seed | at the end | failures |", "|---|---|---|---|---|---|"]
         for each in found["guided"]:
             lines.append(f"| {each['target']} | {each['cases']:,} | {each['seconds']:.0f} | {each['covered_by_seed']} | "

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .targets import READ, REFUSED
+from .verdicts import READ, REFUSED
 from .worker import Died, Worker
 
 _BATCH = 20           # cases asked for at once

@@ -12,7 +12,8 @@ from random import Random
 from . import oracle
 from .mutations import mutate
 from .seeds import make_seeds
-from .targets import READ, REFUSED, Target
+from .targets import Target
+from .verdicts import READ, REFUSED
 from .watch import Watch
 
 

@@ -70,6 +70,8 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
+    if "codegen_fast" in sys.modules:
+        raise RuntimeError("the package was imported before it could be instrumented: nothing would be guided")
     with atheris.instrument_imports(include=["codegen_fast"], enable_loader_override=False):
         from .cases import Cases
         from .mutations import mutate_bytes_of

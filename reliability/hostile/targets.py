@@ -27,10 +27,10 @@ from codegen_fast.generation.config import GenerationConfig
 from codegen_fast.machine import this_machine
 
 from . import seeds
+from .verdicts import READ, REFUSED
 
 _TEXT = "def add(left, right):\n    return left + right  # é漢 <|endoftext|>\n"
 _CPU = torch.device("cpu")
-READ, REFUSED = "read", "refused"  # what may come of a file
 
 
 @dataclass(frozen=True)

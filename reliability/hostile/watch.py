@@ -19,6 +19,7 @@ import codegen_fast
 
 _BASE_BYTES = 64 << 20  # what a reader may take whatever it reads
 _BYTES_A_BYTE = 64      # and for each byte on disk: JSON's `[],` alone becomes 19 bytes a byte
+_OWN_BYTES = 2 << 30    # that making a case may take
 _MOST_SECONDS = 10.0    # of a processor, for files of a few kilobytes
 _EVERYTHING = 0x00000FFF  # inotify's events: access, open, write, create, delete, move, attributes
 _NONBLOCK = os.O_NONBLOCK
@@ -46,6 +47,8 @@ class Watch:
         self._inotify = libc.inotify_init1(_NONBLOCK)
         if self._inotify < 0 or libc.inotify_add_watch(self._inotify, os.fsencode(outside), _EVERYTHING) < 0:
             raise OSError(f"{outside} cannot be watched: inotify says {os.strerror(ctypes.get_errno())}")
+        # Also between cases: damage that grows without end must not take the machine's memory.
+        resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + _OWN_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
         sys.addaudithook(self._hook)
 
     def begin(self, readable: tuple[Path, ...], writable: tuple[Path, ...], disk_bytes: int) -> None:

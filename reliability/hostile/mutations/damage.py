@@ -37,7 +37,7 @@ def mutate_bytes_of(rng: Random, name: str, data: bytes) -> bytes:
     kind = _kind(name) if rng.random() < 0.85 else mutate_bytes
     try:
         return kind(rng, data)
-    except Exception:  # zipfile, pickletools and json have many
+    except Exception:  # zipfile, pickletools and json have many, and what grows too much is a MemoryError
         return mutate_bytes(rng, data)
 
 

@@ -20,6 +20,7 @@ import torch
 
 from .plain import mutate_bytes
 
+_MOST_GROWING = 1_000  # bytes of an opcode that is still repeated
 TOUCHED = "../outside/touched"
 _NUMBERS = (0, 1, -1, 2, 4, 63, 64, 255, 2**15, 2**16, 2**24, 2**31 - 1, -(2**31))
 # (module, name, arguments): each would leave a trace that the watch sees.
@@ -140,7 +141,7 @@ def _mutate_opcodes(rng: Random, data: bytes) -> bytes:
                     _plain("module"), _plain("x" * 100_000), _plain("")))
             case 4:
                 pieces[at] = b""
-            case 5:
+            case 5 if len(pieces[at]) < _MOST_GROWING:
                 pieces[at] *= rng.choice((2, 2, 3, 10_000))
             case 6:
                 other = rng.randrange(len(pieces))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from random import Random
 
 _MOST_BYTES = 1 << 20
+_MOST_GROWING = 10_000  # bytes of what is still made longer: a thousand times a thousand times is a machine's memory
 _NUMBERS = [(value & (2**(8 * width) - 1)).to_bytes(width, order) for width in (1, 2, 4, 8) for order in ("little", "big")
             for value in (0, 1, -1, 127, 128, 255, 256, 2**15, 2**16, 2**31, 2**31 - 1, 2**32 - 1, 2**62, 2**63, -(2**63))]
 
@@ -52,7 +53,7 @@ def mutate_lines(rng: Random, data: bytes) -> bytes:
                 lines[at], lines[other] = lines[other], lines[at]
             case 3:
                 lines[at] = b" ".join(lines[at:at + 3])
-            case 4:
+            case 4 if len(lines[at]) < _MOST_GROWING:
                 lines[at] *= rng.choice((2, 1000))
             case 5:
                 lines.insert(at, rng.choice((b"", b" ", b"\x00", b"\xff\xfe", b"a", b"a b c", b"#version: 9", b"\xed\xa0\x80",
