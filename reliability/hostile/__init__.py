@@ -53,13 +53,13 @@ def _run_text(name: str, found: dict[str, Any]) -> str:
     tallies = [*found["targets"], *found["guided"]]
     inputs, causes = sum(each["cases"] for each in tallies), sum(len(each["failures"]) for each in tallies)
     lines = [f"**{name}**, `{found['command']}`, {found['seconds']:,.0f} s on {found['date'][:10]}, commit {found['commit']}: "
-             f"{inputs:,} inputs, {causes} causes of failure.\n",
-             "| target | inputs | read | refused | failures | slowest | most memory |", "|---|---|---|---|---|---|---|"]
-    for each in found["targets"]:
-        if not each["cases"]:
-            continue
-        lines.append(f"| {each['target']} | {each['cases']:,} | {each['read']:,} | {each['refused']:,} | {len(each['failures'])} | "
-                     f"{each['slowest']:.2f} s | {each['peak_bytes'] / 2**20:.0f} MiB |")
+             f"{inputs:,} inputs, {causes} causes of failure.\n"]
+    mutated = [each for each in found["targets"] if each["cases"]]
+    if mutated:
+        lines += ["| target | inputs | read | refused | failures | slowest | most memory |", "|---|---|---|---|---|---|---|"]
+    for each in mutated:
+        lines.append(f"| {each['target']} | {each['cases']:,} | {each['read']:,} | {each['refused']:,} | "
+                     f"{len(each['failures'])} | {each['slowest']:.2f} s | {each['peak_bytes'] / 2**20:.0f} MiB |")
     if found["guided"]:
         guided = any(each["covered"] for each in found["guided"])
         how = (f"Grown by coverage (atheris {found['atheris']}, branches of `codegen_fast`)" if guided else
