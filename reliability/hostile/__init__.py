@@ -75,10 +75,11 @@ def _run_text(name: str, found: dict[str, Any]) -> str:
 
 def _own_faults_text(found: dict[str, Any]) -> str:
     """Of the long run, whose harness was mended after it as the package was."""
-    own = sum(sign in kind for each in found["targets"] for kind in each["failures"]
-              for sign in ("still running", "exit status"))
-    return (f"{own} of these causes were the harness's own: it lost lines that came two at a time (\"still running\"), and some "
-            f"damage or seeds raised in it (\"exit status 1\").\n") if own else ""
+    own = sum(sign in kind for each in (*found["targets"], *found["guided"]) for kind in each["failures"]
+              for sign in ("still running", "exit status", "process ended with"))
+    return (f"{own} of these causes were the harness's own: it lost lines that came two at a time (\"still running\"), some "
+            f"damage or seeds raised in it (\"exit status 1\", \"-14\", \"1\"), and a process whose inputs grew without "
+            f"bound was ended by the system for want of memory (\"-9\").\n") if own else ""
 
 
 def _failures_text(found: dict[str, Any]) -> str:
