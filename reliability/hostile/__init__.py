@@ -53,13 +53,13 @@ def _run_text(name: str, found: dict[str, Any]) -> str:
     tallies = [*found["targets"], *found["guided"]]
     inputs, causes = sum(each["cases"] for each in tallies), sum(len(each["failures"]) for each in tallies)
     lines = [f"**{name}**, `{found['command']}`, {found['seconds']:,.0f} s on {found['date'][:10]}, commit {found['commit']}: "
-             f"{inputs:,} inputs, {causes} causes of failure.\n",
-             "| target | inputs | read | refused | failures | slowest | most memory |", "|---|---|---|---|---|---|---|"]
-    for each in found["targets"]:
-        if not each["cases"]:
-            continue
-        lines.append(f"| {each['target']} | {each['cases']:,} | {each['read']:,} | {each['refused']:,} | {len(each['failures'])} | "
-                     f"{each['slowest']:.2f} s | {each['peak_bytes'] / 2**20:.0f} MiB |")
+             f"{inputs:,} inputs, {causes} causes of failure.\n"]
+    mutated = [each for each in found["targets"] if each["cases"]]
+    if mutated:
+        lines += ["| target | inputs | read | refused | failures | slowest | most memory |", "|---|---|---|---|---|---|---|"]
+    for each in mutated:
+        lines.append(f"| {each['target']} | {each['cases']:,} | {each['read']:,} | {each['refused']:,} | "
+                     f"{len(each['failures'])} | {each['slowest']:.2f} s | {each['peak_bytes'] / 2**20:.0f} MiB |")
     if found["guided"]:
         guided = any(each["covered"] for each in found["guided"])
         how = (f"Grown by coverage (atheris {found['atheris']}, branches of `codegen_fast`)" if guided else
@@ -75,10 +75,11 @@ def _run_text(name: str, found: dict[str, Any]) -> str:
 
 def _own_faults_text(found: dict[str, Any]) -> str:
     """Of the long run, whose harness was mended after it as the package was."""
-    own = sum(sign in kind for each in found["targets"] for kind in each["failures"]
-              for sign in ("still running", "exit status"))
-    return (f"{own} of these causes were the harness's own: it lost lines that came two at a time (\"still running\"), and some "
-            f"damage or seeds raised in it (\"exit status 1\").\n") if own else ""
+    own = sum(sign in kind for each in (*found["targets"], *found["guided"]) for kind in each["failures"]
+              for sign in ("still running", "exit status", "process ended with"))
+    return (f"{own} of these causes were the harness's own: it lost lines that came two at a time (\"still running\"), some "
+            f"damage or seeds raised in it (\"exit status 1\", \"-14\", \"1\"), and a process whose inputs grew without "
+            f"bound was ended by the system for want of memory (\"-9\").\n") if own else ""
 
 
 def _failures_text(found: dict[str, Any]) -> str:
