@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from .worker import Died, Worker
 _BATCH = 20           # cases asked for at once
 _CASES_A_PROCESS = 20_000
 _KEPT_DETAIL = 300    # characters
+_FOLDERS = re.compile(r"(?<![\w.])/(?:[\w.+-]+/)+(?=[\w.+-]+\.\w)")  # before a file's name: they differ by machine and run
 
 
 @dataclass
@@ -45,6 +47,7 @@ class Tally:
             self.fail(number, outcome["kind"], outcome["detail"])
 
     def fail(self, number: int, kind: str, detail: str) -> None:
+        kind, detail = (_FOLDERS.sub("", text) for text in (kind, detail))
         if kind not in self.failures:
             tqdm.write(f"{self.target}, case {number}: {kind}; {detail}", file=sys.stderr)
         found = self.failures.setdefault(kind, {"times": 0, "case": number, "detail": detail[:_KEPT_DETAIL]})
