@@ -106,6 +106,6 @@ def packed_from_config(values: Mapping[str, Any] | None) -> dict[str, Any] | Non
         return None
     known = isinstance(packed, dict) and set(packed) == {"layout", "version"} and isinstance(packed["layout"], dict)
     if not known or not all(isinstance(text, str) for text in (*packed["layout"].values(), packed["version"])):
-        raise ValueError(f"quantization_config has packed={packed!r}; expected the layout of each kind of weight and the "
+        raise ValueError(f"quantization_config has packed={packed!r:.200}; expected the layout of each kind of weight and the "
                          f"version that wrote them, as in {packed_config({'int8-g32': '0123456789ab'}, '0.1.0')!r}")
     return packed

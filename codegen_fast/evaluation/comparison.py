@@ -68,11 +68,11 @@ def require_comparable(folder: str | os.PathLike, benchmark: str, problems: Iter
     """
     theirs = read_settings(other)["benchmark"]
     if benchmark != theirs:
-        raise ValueError(f"{folder} is a run of {benchmark} and {other} one of {theirs}: only runs of the same benchmark "
-                         "can be compared")
+        raise ValueError(f"{folder} is a run of {benchmark!r:.80} and {other} one of {theirs!r:.80}: only runs of the same "
+                         "benchmark can be compared")
     odd = sorted(set(problems) ^ set(_problems(read_summary(other))))
     if odd:
-        raise ValueError(f"{folder} and {other} are of different problems: {odd[0]} is in one of them only")
+        raise ValueError(f"{folder} and {other} are of different problems: {odd[0]!r:.80} is in one of them only")
 
 
 def _problems(summary: dict[str, Any]) -> list[str]:

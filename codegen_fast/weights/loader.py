@@ -248,8 +248,8 @@ def _require_layout(config: CodeGenConfig, source: TensorSource) -> None:
         kind = layout.packed_kind_of(config, weight)
         own = packed_layout(kind)
         if stored.get(kind) != own:
-            raise ValueError(f"{source.describe()} holds {kind} weights packed in layout {stored.get(kind)!r}, and the CPU "
-                             f"kernels here have {own!r}: load it with codegen_fast {version}, which wrote it, and save it "
+            raise ValueError(f"{source.describe()} holds {kind} weights packed in layout {stored.get(kind)!r:.80}, and the CPU "
+                             f"kernels here have {own!r}: load it with codegen_fast {version:.40}, which wrote it, and save it "
                              f"with save_pretrained(folder, packed=False), or quantise the original again")
 
 

@@ -29,7 +29,7 @@ _CODE = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn
          "urllib.Request", "pickle.find_class")
 _CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod", "os.chown",
             "shutil.rmtree", "shutil.copyfile", "shutil.move")
-_SYSTEM_FILES = ("/proc/meminfo", "/proc/self/cgroup", "/proc/cpuinfo", "/sys/fs/cgroup", "/sys/devices/system/cpu")
+_SYSTEM_FILES = ("/proc/meminfo", "/proc/self/maps", "/proc/self/cgroup", "/proc/cpuinfo", "/sys/fs/cgroup", "/sys/devices/system/cpu")
 _LIBRARIES = tuple({os.path.realpath(path) for path in (
     sys.prefix, sys.base_prefix, *sysconfig.get_paths().values(), Path(codegen_fast.__file__).parent,
     *(path for path in sys.path if path.endswith("site-packages")))})
