@@ -143,7 +143,7 @@ def test_runs_that_cannot_be_compared(tmp_path, capsys):
     (other / "summary.json").write_text(json.dumps(summary))
     unjudged = write_run(tmp_path / "unjudged", {0.2: [1] * 20})
     (unjudged / "summary.json").write_text(json.dumps({"samples": {}}))
-    for second, words in ((turns, "one of mtpb"), (other, "are of different problems: T/3"),
+    for second, words in ((turns, "one of 'mtpb'"), (other, "are of different problems: 'T/3'"),
                           (unjudged, "have not been run"), (tmp_path / "none", "holds no run")):
         assert main(["eval", "compare", str(first), str(second)]) == 2
         assert words in capsys.readouterr().err
@@ -168,7 +168,7 @@ def test_what_cannot_be_compared_is_told_before_anything_is_sampled(tmp_path, ca
     other = write_run(tmp_path / "other", {0.2: [1] * 20})
     assert main(["eval", "humaneval", "--out", str(tmp_path / "run"), "--limit", "1", "--allow-code-execution",
                  "--compare", str(other)]) == 2
-    assert "are of different problems: HumanEval/0 is in one of them only" in capsys.readouterr().err
+    assert "are of different problems: 'HumanEval/0' is in one of them only" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
