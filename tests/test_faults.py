@@ -2,13 +2,18 @@
 
 import resource
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from codegen_fast.cache import PagedCache
-from reliability.faults import TRIALS, run
-from reliability.trials.subject import Subject
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from reliability.faults import TRIALS, run  # noqa: E402
+from reliability.trials.subject import Subject  # noqa: E402
 
 
 @pytest.fixture(scope="module")
