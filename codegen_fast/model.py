@@ -84,9 +84,10 @@ class CodeGenForCausalLM:
         chosen_device = choose_device(device, device_map)
         require_backend(quantization, chosen_device)
         of_hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
-        config = CodeGenConfig.from_folder(resolve(path_or_repo, CONFIG_PATTERNS, **of_hub))
-        require_memory(config, chosen_dtype, quantization, chosen_device, where=str(path_or_repo))
+        announced = CodeGenConfig.from_folder(resolve(path_or_repo, CONFIG_PATTERNS, **of_hub))
+        require_memory(announced, chosen_dtype, quantization, chosen_device, where=str(path_or_repo))
         folder = resolve(path_or_repo, **of_hub)
+        config = CodeGenConfig.from_folder(folder)  # the weights' own: a repository may have changed in between
         generation_config = GenerationConfig.from_folder(folder, config.to_dict())
         source = open_checkpoint(folder)
         own_dtype = choose_model_dtype(chosen_dtype, checkpoint_dtype(source, config), chosen_device)

@@ -5,8 +5,11 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
+import torch
+from checkpoints import make_checkpoint
 from huggingface_hub import errors
 
+import codegen_fast
 from codegen_fast.weights import hub
 
 REPO = "Salesforce/codegen-350M-mono"
@@ -122,6 +125,19 @@ def test_a_hub_that_never_answers_leaves_the_cache(monkeypatch, fake_hub):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", empty_cache)
     with pytest.raises(OSError, match=r"from the Hub: the Hub does not answer and it is not \(wholly\) in the cache; try aga"):
         hub.resolve(REPO)
+
+
+def test_config_and_weights_are_of_one_commit(tmp_path, monkeypatch):
+    """A repository that changes between the question for its config and the download of its weights."""
+    make_checkpoint(tmp_path / "before", n_layer=1)
+    hf = make_checkpoint(tmp_path / "after", n_layer=2)
+    folders = {hub.CONFIG_PATTERNS: tmp_path / "before", hub.CHECKPOINT_PATTERNS: tmp_path / "after"}
+    monkeypatch.setattr("codegen_fast.model.resolve",
+                        lambda repo, patterns=hub.CHECKPOINT_PATTERNS, **options: folders[patterns])
+    model = codegen_fast.AutoModelForCausalLM.from_pretrained(REPO)
+    ids = torch.tensor([[5, 6, 7]])
+    assert model.config.n_layer == 2
+    torch.testing.assert_close(model(ids).logits, hf(ids).logits)
 
 
 @pytest.mark.parametrize("value", [
