@@ -8,6 +8,7 @@ strides and devices raise ValueError or TypeError that name the argument, what w
 from __future__ import annotations
 
 import math
+import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,6 +82,7 @@ INT8_GROUPS = {"int8-g32": 32}
 GROUPS = {**INT8_GROUPS, **INT4_GROUPS}  # kinds whose scales are bfloat16 numbers among the codes; "int8" has one a row
 WEIGHT_KINDS = (*FLOAT_KINDS, "int8", *GROUPS)
 _HUGE_PAGE = 2 << 20  # bytes: a weight on such pages streams a tenth faster, because fewer addresses are translated
+_HAS_PRIVATE_MAPPINGS = hasattr(mmap, "MAP_PRIVATE")  # not on Windows
 _ALIGNMENT = 64  # bytes: a cache line, so that no vector load of a panel straddles two
 
 
@@ -119,14 +121,34 @@ def new_host_ring(num_slots: int, rows: int, device: torch.device) -> HostRing:
     return HostRing(torch.zeros(num_slots, 1 + rows, dtype=torch.int64, pin_memory=device.type == "cuda", device="cpu"))
 
 
-def _aligned_bytes(n: int, device: torch.device, *, huge_pages: bool) -> torch.Tensor:
-    """(n,) uint8, not yet touched, whose first element lies on a cache line; on a huge page where those are wanted."""
-    alignment = _HUGE_PAGE if huge_pages else _ALIGNMENT
-    storage = torch.empty(n + alignment - 1, dtype=torch.uint8, device=device)
-    offset = -storage.data_ptr() % alignment
+def _aligned_bytes(n: int, device: torch.device) -> torch.Tensor:
+    """(n,) uint8, not yet touched, whose first element lies on a cache line; on a CPU on a huge page, if it fills one."""
+    if _is_mapped(n, device):
+        return _mapped_bytes(n)
+    storage = torch.empty(n + _ALIGNMENT - 1, dtype=torch.uint8, device=device)
+    offset = -storage.data_ptr() % _ALIGNMENT
+    return storage[offset : offset + n]
+
+
+def _is_mapped(n: int, device: torch.device) -> bool:
+    """Whether so many bytes get a mapping of their own, of zeros."""
+    return device.type == "cpu" and n >= _HUGE_PAGE and _HAS_PRIVATE_MAPPINGS
+
+
+def _mapped_bytes(n: int) -> torch.Tensor:
+    """(n,) uint8, zeros, in a mapping of its own from a huge page's first byte on.
+
+    Not the allocator's: what it once gave for these it would give for small things later, with the system still asked for
+    huge pages there, and a process that generates for hours would grow.
+    """
+    try:
+        mapping = mmap.mmap(-1, n + _HUGE_PAGE - 1, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"{n} bytes could not be mapped: {error}") from error
+    storage = torch.frombuffer(mapping, dtype=torch.uint8)
+    offset = -storage.data_ptr() % _HUGE_PAGE
     data = storage[offset : offset + n]
-    if huge_pages:
-        _C.prefer_huge_pages(data)
+    _C.prefer_huge_pages(data)
     return data
 
 
@@ -137,8 +159,7 @@ def new_pages(shape: tuple[int, int, int, int], dtype: torch.dtype, device: torc
     cache would else stand behind an address translation of its own, and attention reads it half as fast.
     """
     nbytes = math.prod(shape) * dtype.itemsize
-    huge_pages = device.type == "cpu" and nbytes >= _HUGE_PAGE
-    return _aligned_bytes(nbytes, device, huge_pages=huge_pages).view(dtype).view(shape)
+    return _aligned_bytes(nbytes, device).view(dtype).view(shape)
 
 
 def new_packed_weight(
@@ -155,11 +176,11 @@ def new_packed_weight(
     """
     device = torch.device(device)
     nbytes = _C.packed_weight_bytes(kind, sections, segments, device.type)
-    data = _aligned_bytes(nbytes, device, huge_pages=device.type == "cpu" and nbytes >= _HUGE_PAGE)
+    data = _aligned_bytes(nbytes, device)
     count = _C.packed_weight_scales(kind, sections, segments, device.type)
-    scales = torch.empty(count, dtype=torch.float32, device=device) if count else None
+    scales = torch.zeros(count, dtype=torch.float32, device=device) if count else None
     weight = PackedWeight(kind, sections, segments, data, scales)
-    if clear:
+    if clear and not _is_mapped(nbytes, device):
         _C.clear_packed(weight)
     return weight
 

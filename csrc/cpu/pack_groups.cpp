@@ -7,7 +7,7 @@ namespace codegen_fast::cpu {
 namespace {
 
 constexpr int64_t kLargestGroup = 128;
-constexpr int64_t kBlock = 256;  // columns that are converted at a time, on the stack; a multiple of every group
+constexpr int64_t kBlock = 128;  // columns that are converted at a time, on the stack; a multiple of every group
 
 // Group `group` of a segment in a panel: its columns, and where its scales and its codes lie.
 struct Group {
@@ -85,7 +85,8 @@ Faults quantize_panel_in_groups(const PackedWeight& w, PanelRows at, int64_t seg
     const int64_t width = std::min(kBlock, w.segment_cols[segment] - block);
     Faults found;
     for (int64_t r = 0; r < at.lanes; ++r) {
-      kernels().to_f32(values[r], row_of(source, at.first_row + r) + block * dtype_bytes(source.dtype), source.dtype, width);
+      const char* from = row_of(source, at.first_row + r) + block * dtype_bytes(source.dtype);
+      kernels().to_f32(values[r], from, source.dtype, width);
       found += count_faults(values[r], width, INFINITY);
     }
     faults += found;

@@ -13,13 +13,7 @@ static inline vreg to_bfloat(vreg v) {
   return reinterpret_cast<vreg>((bits + 0x7fff + (bits >> 16 & 1)) & static_cast<int32_t>(0xffff0000));
 }
 
-// round_half_even(y), for |y| below 2^21
-static inline vreg nearest(vreg y) {
-  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest even integer
-  return (y + magic) - magic;
-}
-
-// The same in [-8, 7].
+// round_half_even(y) in [-8, 7], for |y| below 2^21
 static inline vreg int4_of(vreg y) { return min(max(nearest(y), set1(-8.0f)), set1(7.0f)); }
 
 static void quantize_i4(int8_t* q, uint16_t* scales, const float* w, int64_t n) {

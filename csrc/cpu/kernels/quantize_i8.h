@@ -23,22 +23,29 @@ static void quantize_i8(int8_t* quads, uint16_t* scales, int32_t* sums, const fl
       amax = max(reinterpret_cast<vreg>(reinterpret_cast<ireg>(load(v + i * kPanel)) & 0x7fffffff), amax);
     // The smallest bfloat16 from amax / 127.5 on.
     const ireg first = (reinterpret_cast<ireg>(amax * set1(1.0f / 127.5f)) + 0xffff) & static_cast<int32_t>(0xffff0000);
+    vreg scale[kScalesTried], inverse[kScalesTried], error[kScalesTried];
+    for (int step = 0; step < kScalesTried; ++step) {
+      scale[step] = reinterpret_cast<vreg>(first + (step << 16));
+      const vreg exact = 1.0f / scale[step];
+      inverse[step] = exact <= kLargestFloat ? exact : vreg{};
+      error[step] = vreg{};
+    }
+    // All scales at once: eight sums that do not wait for each other.
+    for (int64_t i = 0; i < n; ++i) {
+      const vreg x = load(v + i * kPanel), y = x * inverse[0], d = y - int8_of(y);
+      error[0] += d * d;
+      for (int step = 1; step < kScalesTried; ++step) {
+        const vreg off = off_nearest(x * inverse[step]);  // only the smallest scale takes a value beyond 127
+        error[step] += off * off;
+      }
+    }
     vreg best{}, inverse_of_best{}, least = set1(__builtin_inff());
     for (int step = 0; step < kScalesTried; ++step) {
-      const vreg s = reinterpret_cast<vreg>(first + (step << 16));
-      vreg inverse = 1.0f / s;
-      inverse = inverse <= kLargestFloat ? inverse : vreg{};
-      vreg error{};
-      for (int64_t i = 0; i < n; ++i) {
-        const vreg y = load(v + i * kPanel) * inverse, d = y - int8_of(y);
-        error += d * d;
-      }
-      const vreg ratio = s / amax;
-      error = ratio * ratio * error;
-      const ireg better = step == 0 ? ireg{} - 1 : error < least;
-      best = better ? s : best;
-      inverse_of_best = better ? inverse : inverse_of_best;
-      least = better ? error : least;
+      const vreg ratio = scale[step] / amax, weighted = ratio * ratio * error[step];
+      const ireg better = step == 0 ? ireg{} - 1 : weighted < least;
+      best = better ? scale[step] : best;
+      inverse_of_best = better ? inverse[step] : inverse_of_best;
+      least = better ? weighted : least;
     }
     ireg sum{};
     for (int64_t first_column = 0; first_column < n; first_column += kQuad) {

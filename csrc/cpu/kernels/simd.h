@@ -6,6 +6,10 @@
 //
 // What an instruction set does in its own way stands in a simd_*.h, which defines
 //   fma(a, b, c)     a * b + c. Rounded once (fused) everywhere but in the portable build, where it is rounded twice
+//   max(a, b), min(a, b)
+//                    NaN in either argument, or zeros: b (the second), as x86 has it. GCC compares and blends otherwise
+//   nearest(y)       the nearest integer, half to even; for |y| below 2^21
+//   off_nearest(y)   y - nearest(y), without its rounding error; the sign of a zero may differ
 //   load(p), store(p, v), to_float(x), from_float<half>(x)
 //                    half and bfloat; conversions round to nearest even
 //   lane_mask(v)     a bit a lane of a comparison's result, lane 0 the lowest
@@ -92,10 +96,6 @@ static inline void store(bfloat* p, vreg v) {
 #endif
 
 namespace codegen_fast::cpu::CODEGEN_FAST_ISA {
-
-// NaN in either argument: b (the second), as x86's max does.
-static inline vreg max(vreg a, vreg b) { return a > b ? a : b; }
-static inline vreg min(vreg a, vreg b) { return a < b ? a : b; }
 
 // Sums lanes in a fixed order (halves onto each other).
 static inline float sum_lanes(vreg v) {

@@ -10,6 +10,17 @@ static inline vreg fma(vreg a, vreg b, vreg c) {
                                                 reinterpret_cast<__m256>(c)));
 }
 
+static inline vreg max(vreg a, vreg b) {
+  return reinterpret_cast<vreg>(_mm256_max_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+}
+static inline vreg min(vreg a, vreg b) {
+  return reinterpret_cast<vreg>(_mm256_min_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b)));
+}
+static inline vreg nearest(vreg y) {
+  return reinterpret_cast<vreg>(_mm256_round_ps(reinterpret_cast<__m256>(y), _MM_FROUND_TO_NEAREST_INT));
+}
+static inline vreg off_nearest(vreg y) { return y - nearest(y); }
+
 static inline float to_float(half x) { return _cvtsh_ss(x.bits); }
 template <> inline half from_float<half>(float x) {
   return {static_cast<uint16_t>(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT))};

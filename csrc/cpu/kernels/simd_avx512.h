@@ -10,6 +10,21 @@ static inline vreg fma(vreg a, vreg b, vreg c) {
                                                 reinterpret_cast<__m512>(c)));
 }
 
+// Of some instructions GCC 12 has the forms without a mask begin with undefined lanes, and warns of them.
+inline constexpr __mmask16 kAll = 0xffff;
+static inline vreg max(vreg a, vreg b) {
+  return reinterpret_cast<vreg>(_mm512_maskz_max_ps(kAll, reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+}
+static inline vreg min(vreg a, vreg b) {
+  return reinterpret_cast<vreg>(_mm512_maskz_min_ps(kAll, reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+}
+static inline vreg nearest(vreg y) {
+  return reinterpret_cast<vreg>(_mm512_maskz_roundscale_ps(kAll, reinterpret_cast<__m512>(y), _MM_FROUND_TO_NEAREST_INT));
+}
+static inline vreg off_nearest(vreg y) {
+  return reinterpret_cast<vreg>(_mm512_maskz_reduce_ps(kAll, reinterpret_cast<__m512>(y), _MM_FROUND_TO_NEAREST_INT));
+}
+
 static inline float to_float(half x) { return _cvtsh_ss(x.bits); }
 template <> inline half from_float<half>(float x) {
   return {static_cast<uint16_t>(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT))};

@@ -10,6 +10,11 @@ static inline vreg fma(vreg a, vreg b, vreg c) {
                                           reinterpret_cast<float32x4_t>(b)));
 }
 
+static inline vreg max(vreg a, vreg b) { return a > b ? a : b; }
+static inline vreg min(vreg a, vreg b) { return a < b ? a : b; }
+static inline vreg nearest(vreg y) { return reinterpret_cast<vreg>(vrndnq_f32(reinterpret_cast<float32x4_t>(y))); }
+static inline vreg off_nearest(vreg y) { return y - nearest(y); }
+
 static inline float to_float(half x) {
   __fp16 value;
   std::memcpy(&value, &x.bits, 2);

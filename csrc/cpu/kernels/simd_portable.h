@@ -5,6 +5,14 @@ namespace codegen_fast::cpu::CODEGEN_FAST_ISA {
 
 static inline vreg fma(vreg a, vreg b, vreg c) { return a * b + c; }
 
+static inline vreg max(vreg a, vreg b) { return a > b ? a : b; }
+static inline vreg min(vreg a, vreg b) { return a < b ? a : b; }
+static inline vreg nearest(vreg y) {
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest even integer
+  return (y + magic) - magic;
+}
+static inline vreg off_nearest(vreg y) { return y - nearest(y); }
+
 static inline float to_float(half x) {
   const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
   if (rest >= 0x7c00) return bits_to_float(sign | 0x7f800000 | (rest & 0x3ff) << 13);
