@@ -2,9 +2,10 @@
 
 Requests are those of requests.py, on the demo model in float32 and in int8, with pauses in between. After each one the
 pages of all caches are counted; after every few one of the probes is asked again. Memory is what is anonymous or shared,
-looked at twice a minute when sessions and caches have been let go of. It is judged after a warm-up, in which the
-allocator's pools and torch's own buffers fill, by its least values: the allocator keeps more or less of what is free, and a
-leak lifts the least as well. (The slope is Theil and Sen's, which a few points do not turn.)
+and of that what the allocator has given out, looked at twice a minute when sessions and caches have been let go of. It is
+judged after a warm-up, in which the allocator's pools and torch's own buffers fill, by its least values: the allocator
+keeps more or less of what is free, and a leak lifts the least as well. (The slope is Theil and Sen's, which a few points do
+not turn.) Time in which the process was stopped does not count.
 
 python -m reliability.soak --hours 2 --save    # Ctrl-C or SIGTERM ends it early, with a record of what was done
 """
@@ -26,7 +27,7 @@ import torch
 from bench.cpu import results
 
 from . import record, requests
-from .accounts import CacheAccounts, open_files, resident_bytes
+from .accounts import CacheAccounts, allocated_bytes, open_files, resident_bytes
 from .probes import Probes
 
 TITLE = "Hours of mixed requests"
@@ -36,6 +37,7 @@ _REST_EVERY = 30.0  # seconds between looks at the memory, and between records o
 _WARM_UP = 0.1  # of the time
 _PARTS = 12  # of the rest, for the slope
 _POINTS = 250  # of the memory, in the record
+_STANDSTILL = 1.0  # seconds that a request may take beyond its share of a core before it must have been stopped
 # A page of the smallest cache lost in each request would be 50 times as much in two hours.
 MOST_GROWTH_MB, MOST_MB_PER_HOUR = 8.0, 4.0
 
@@ -59,7 +61,7 @@ def soak(found: dict[str, Any], seconds: float, seed: int, share: float, write: 
     ended = _Ended()
     client = requests.Client.of_demo_models(seed)
     kinds: Counter[str] = Counter()
-    memory: list[tuple[float, int]] = []  # seconds since the beginning, bytes
+    memory: list[_Sample] = []
     state = {"planned_seconds": seconds, "share_of_a_core": share, "seed": seed, "models": ["float32", "int8"],
              "probe_every": _PROBE_EVERY, "failures": [], "probes": 0, "files": [open_files()],
              "threads": [threading.active_count()], "peak_bytes": 0}  # fmt: skip
@@ -69,8 +71,8 @@ def soak(found: dict[str, Any], seconds: float, seed: int, share: float, write: 
         probes = [Probes(model) for model in client.models]
         found["failures"] += accounts.faults(client.held)
         questions = [(index, name) for index, probe in enumerate(probes) for name in probe.names]
-        begin, rested = time.monotonic(), 0.0
-        while not ended.asked and (now := time.monotonic() - begin) < seconds:
+        now = rested = 0.0
+        while not ended.asked and now < seconds:
             busy, started = time.process_time(), time.monotonic()
             torch.set_num_threads(client.chance.choice([1, 1, 1, 2, 3]))
             kind = requests.draw(client.chance)
@@ -93,25 +95,40 @@ def soak(found: dict[str, Any], seconds: float, seed: int, share: float, write: 
                 rested = now
                 client.let_go()
                 found["failures"] += accounts.faults([])
-                memory.append((now, resident_bytes()))
+                memory.append(_Sample.at(now))
                 bar.update(round(now) - bar.n)
-                bar.set_postfix(requests=total, MB=memory[-1][1] // 10**6, failures=len(found["failures"]))
+                bar.set_postfix(requests=total, MB=memory[-1].resident // 10**6, failures=len(found["failures"]))
                 _sum_up(found, kinds, memory, accounts, now)
                 write()
             # What was computed is this share of the time that passes.
-            time.sleep(max(0.0, (time.process_time() - busy) / share - (time.monotonic() - started)))
+            due = (time.process_time() - busy) / share
+            time.sleep(max(0.0, due - (time.monotonic() - started)))
+            now += min(time.monotonic() - started, due + _STANDSTILL)
         client.let_go()
-        memory.append((time.monotonic() - begin, resident_bytes()))
+        memory.append(_Sample.at(now))
         for index, probe in enumerate(probes):
             found["probes"] += len(probe.names)
             found["failures"] += [f"probe {name} of model {index} differs at the end" for name in probe.different()]
         found["files"].append(open_files())
         found["threads"].append(threading.active_count())
-        _sum_up(found, kinds, memory, accounts, time.monotonic() - begin)
+        _sum_up(found, kinds, memory, accounts, now)
     found["came_to_its_end"] = not ended.asked
 
 
-def _sum_up(found: dict[str, Any], kinds: Counter[str], memory: list[tuple[float, int]], accounts: CacheAccounts,
+@dataclass(frozen=True)
+class _Sample:
+    """Of the memory: seconds since the beginning, bytes."""
+
+    when: float
+    resident: int
+    allocated: int
+
+    @classmethod
+    def at(cls, when: float) -> _Sample:
+        return cls(when, resident_bytes(), allocated_bytes())
+
+
+def _sum_up(found: dict[str, Any], kinds: Counter[str], memory: list[_Sample], accounts: CacheAccounts,
             now: float) -> None:  # fmt: skip
     found.update(
         soaked_seconds=now, requests=kinds.total(), kinds=dict(kinds), caches=accounts.made, collected=accounts.collected,
@@ -119,10 +136,11 @@ def _sum_up(found: dict[str, Any], kinds: Counter[str], memory: list[tuple[float
     )  # fmt: skip
 
 
-def _memory(samples: list[tuple[float, int]]) -> dict[str, Any]:
-    """When memory was looked at (seconds), and how much it was (MB)."""
+def _memory(samples: list[_Sample]) -> dict[str, Any]:
+    """When memory was looked at (seconds), and how much of it was resident and allocated (MB)."""
     step = max(1, len(samples) // _POINTS)
-    return {"samples": len(samples), "course": [[round(when), round(size / 1e6, 1)] for when, size in samples[::step]]}
+    course = [[round(at.when), round(at.resident / 1e6, 1), round(at.allocated / 1e6, 1)] for at in samples[::step]]
+    return {"samples": len(samples), "course": course}
 
 
 @dataclass(frozen=True)
@@ -136,8 +154,10 @@ class _Trend:
     highest: float
 
     @classmethod
-    def of(cls, course: list[list[float]], seconds: float) -> _Trend:
-        rest = [(when, size) for when, size in course if when >= _WARM_UP * seconds] or course[-1:]
+    def of(cls, found: dict[str, Any], column: int) -> _Trend:
+        """column: 1 for resident, 2 for allocated memory."""
+        course = [(point[0], point[column]) for point in found["memory"]["course"]]
+        rest = [point for point in course if point[0] >= _WARM_UP * found["soaked_seconds"]] or course[-1:]
         quarter, part = max(1, len(rest) // 4), max(1, -(-len(rest) // _PARTS))
         least = [min(rest[i : i + part], key=lambda point: point[1]) for i in range(0, len(rest), part)]
         slopes = [3600 * (b[1] - a[1]) / (b[0] - a[0]) for i, a in enumerate(least) for b in least[i + 1 :]]
@@ -149,11 +169,12 @@ class _Trend:
 def faults(found: dict[str, Any]) -> list[str]:
     """What is not as it must be."""
     wrong = list(found["failures"])
-    trend = _Trend.of(found["memory"]["course"], found["soaked_seconds"])
-    if trend.last - trend.first > MOST_GROWTH_MB:
-        wrong.append(f"memory grew by {trend.last - trend.first:.1f} MB; at most {MOST_GROWTH_MB:.0f} is allowed")
-    if trend.slope > MOST_MB_PER_HOUR:
-        wrong.append(f"memory grows by {trend.slope:.1f} MB an hour; at most {MOST_MB_PER_HOUR:.0f} is allowed")
+    for column, name in enumerate(("resident", "allocated"), 1):
+        trend = _Trend.of(found, column)
+        if trend.last - trend.first > MOST_GROWTH_MB:
+            wrong.append(f"{name} memory grew by {trend.last - trend.first:.1f} MB; at most {MOST_GROWTH_MB:.0f} is allowed")
+        if trend.slope > MOST_MB_PER_HOUR:
+            wrong.append(f"{name} memory grows by {trend.slope:.1f} MB an hour; at most {MOST_MB_PER_HOUR:.0f} is allowed")
     for what in ("files", "threads"):
         if found[what][-1] > found[what][0]:
             wrong.append(f"open {what}: {found[what][0]} at the start, {found[what][-1]} at the end")
@@ -161,7 +182,7 @@ def faults(found: dict[str, Any]) -> list[str]:
 
 
 def section(found: dict[str, Any]) -> str:
-    trend, wrong = _Trend.of(found["memory"]["course"], found["soaked_seconds"]), faults(found)
+    resident, allocated, wrong = _Trend.of(found, 1), _Trend.of(found, 2), faults(found)
     kinds = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in sorted(found["kinds"].items()))
     ended = "" if found["came_to_its_end"] else (f" (so far, of {found['planned_seconds'] / 3600:.1f} hours "
                                                  "planned)")  # fmt: skip
@@ -175,14 +196,15 @@ def section(found: dict[str, Any]) -> str:
         f"{sum('probe' in failure for failure in found['failures'])} | 0 |",
         f"| pages or caches (of {found['caches']:,}) that did not come back, other errors | "
         f"{sum('probe' not in failure for failure in found['failures'])} | 0 |",
-        f"| resident memory at rest, the least of the last quarter less that of the first ({trend.first:.1f} MB; "
-        f"{_WARM_UP:.0%} of warm-up left out) | {trend.last - trend.first:+.1f} MB | {MOST_GROWTH_MB:.0f} MB |",
-        f"| the slope of the least values of {_PARTS} parts | {trend.slope:+.2f} MB an hour | {MOST_MB_PER_HOUR:.0f} MB an "
-        "hour |",
+        *(line for name, trend in (("resident memory", resident), ("of it allocated", allocated)) for line in (
+            f"| {name} at rest, the least of the last quarter less that of the first ({trend.first:.1f} MB; "
+            f"{_WARM_UP:.0%} of warm-up left out) | {trend.last - trend.first:+.1f} MB | {MOST_GROWTH_MB:.0f} MB |",
+            f"| {name}, the slope of the least values of {_PARTS} parts | {trend.slope:+.2f} MB an hour | "
+            f"{MOST_MB_PER_HOUR:.0f} MB an hour |")),
         f"| open files, threads at the end (at the start: {found['files'][0]}, {found['threads'][0]}) | "
         f"{found['files'][-1]}, {found['threads'][-1]} | no more |",
         "",
-        f"At rest it was between {trend.lowest:.1f} and {trend.highest:.1f} MB, as the allocator keeps more or less of what is "
+        f"At rest it was between {resident.lowest:.1f} and {resident.highest:.1f} MB, as the allocator keeps more or less of what is "
         f"free; its peak {found['peak_bytes'] / 1e6:.1f} MB. " + ("Nothing failed." if not wrong else "Failed: " + "; ".join(
             fault.strip().splitlines()[-1] for fault in wrong) + "."),
         "",
