@@ -110,9 +110,10 @@ def test_something_else_than_the_capsule_is_refused(own_api):
     check_that_ops_work()
 
 
-def test_an_older_torch_is_named_at_import():
+def test_an_older_torch_is_named_at_import(tmp_path):
     program = "import torch; del torch.Tensor.__dlpack_c_exchange_api__; import codegen_fast.ops"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    # Elsewhere: -c puts its folder first, and a clone's sources would hide an installed package.
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: ") and "2.10" in last and torch.__version__ in last
