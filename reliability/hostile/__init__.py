@@ -7,12 +7,14 @@ what was to be mended; "hostile_after", one of later sources and other damage; "
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from .. import record
 from .harness_faults import what_was_wrong
 
 TITLE = "Hostile files"
+_OWN_FOLDER = re.compile(r"/(?:[\w.+-]+/)*tmp\w{8}/")  # of tempfile's naming
 
 _INTRODUCTION = """\
 Sound files of a few kilobytes are damaged by a rule for their kind (JSON by values, keys and nesting; pickles by opcodes and by
@@ -103,4 +105,4 @@ def _failures_text(found: dict[str, Any]) -> str:
 
 def _cell(text: str) -> str:
     """Fit for a table: short, without paths of the run's own folder."""
-    return " ".join(text.replace("|", "/").split())[:160]
+    return " ".join(_OWN_FOLDER.sub("", text).replace("|", "/").split())[:160]
