@@ -5,9 +5,10 @@
     python -m reliability.properties --case cpu-avx2/sample/7  one case again, as a failure names it
 
 A case is an op of one device with shapes, types, gaps between rows, batches and page tables that follow from its name.
-Its result must be within the derived bounds of tests/bounds.py (codes, tokens and edited logits: equal); everything
-around outputs must keep its poison and inputs their bits; the bits must be the same with other numbers of threads (in
-the emulator: of multiprocessors), at other addresses, and for some of its rows alone.
+Its result must be within the derived bounds of tests/bounds.py (codes, tokens, edited logits and copies: equal);
+everything around outputs, packed weights and pages must keep its poison and inputs their bits; the bits must be the same
+with other numbers of threads (in the emulator: of multiprocessors), at other addresses, and for some of its rows alone
+(of attention and input_product: one of its sequences; of copy_pages: some of its pairs).
 """
 
 from __future__ import annotations
@@ -73,8 +74,11 @@ def section(found: dict[str, Any]) -> str:
     lines = [
         f"{sum(cases.values()):,} random cases, {len(found['failed'])} of them failed: shapes, types, gaps between rows, "
         "ragged batches, page tables (also shared ones), prompts cut into chunks. Asked of each: results within bounds "
-        "derived from the float64 reference, poison around outputs and inputs untouched, the same bits on any number of "
-        "threads and for rows alone. `--case NAME` runs one again.", "",
+        "derived from the float64 reference (codes, tokens, edited logits and copies: equal), poison around outputs, packed "
+        "weights and pages and the bits of inputs untouched, the same bits on 1, 2 and another number of threads up to 6 "
+        "and at other addresses (in the emulator: in one of those surroundings, its multiprocessors and the order of its "
+        "warps for threads), and for some of the rows alone (of attention, appended and input_product: one of the sequences; "
+        "of copy_pages: some of the pairs). `--case NAME` runs one again.", "",
         f"| op | {' | '.join(devices)} |", "|---" * (1 + len(devices)) + "|",
     ]  # fmt: skip
     for op in dict.fromkeys(row["op"] for row in rows):

@@ -1,8 +1,8 @@
 """csrc under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, on every instruction set of this machine.
 
     python -m reliability.sanitizers           the short form, as in CI
-    python -m reliability.sanitizers --save    the full form, with planted faults: recorded
-    ... --neon                                 aarch64 beside it, under qemu-user
+    python -m reliability.sanitizers --save    the full form, with planted faults and aarch64: recorded
+    ... --neon                                 the short form, and aarch64 beside it, under qemu-user
 
 Two builds (build/sanitized-*, kept), and on them: tests/isa (every function of every kernel table between pages that
 nobody may touch, and a model through the ops), the pool with callers, resizes and forks at once, random cases of every
@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import bench  # noqa: F401 (puts tests/ on the path)
+import properties
 from isa import run
 from tqdm import tqdm
 
@@ -117,9 +118,24 @@ def trials(isas: Sequence[str], *, full: bool) -> list[Trial]:
 
 
 def arm_trials() -> list[Trial]:
-    """What the kernels do on processors that an emulator stands for. AddressSanitizer runs there; ThreadSanitizer and
-    Python do not, and qemu-user aborts in a child of a process with several threads."""
+    """What the kernels do on processors that an emulator stands for: what _ARM_LEAVES_OUT does not name."""
     return [kernels(ArmBuild("address", cpu=machine.launch[-1]), isa) for machine in run.ARM for isa in machine.isas]
+
+
+_ARM_LEAVES_OUT = {
+    "NEON under ThreadSanitizer, its pool and forks": "qemu-user runs neither the sanitizer nor a child of a process with "
+                                                      "several threads",
+    "NEON from Python": "there is no Python for aarch64 here",
+}  # fmt: skip
+
+
+def not_run(isas: Sequence[str], arm: Sequence[str], why_no_arm: str) -> dict[str, str]:
+    """What the sanitizers have not seen, and why. isas, arm: what ran here, and under qemu-user."""
+    left_out = {name: why for name, why in properties.missing_devices().items()
+                if name.startswith("cpu-") and name.removeprefix("cpu-") not in (*isas, *arm)}  # fmt: skip
+    neon = [name for name in left_out if "neon" in name]
+    left_out |= dict.fromkeys(neon, why_no_arm) | (_ARM_LEAVES_OUT if arm else {})
+    return left_out | {"CUDA's kernels": "these builds are without csrc/cuda"}
 
 
 # ---- Planted faults ----------------------------------------------------------------------------
@@ -185,6 +201,7 @@ def plant(isa: str, jobs: int) -> list[dict[str, Any]]:
 def section(found: dict[str, Any]) -> str:
     rows = found["results"]
     isas = [isa for isa in dict.fromkeys(row["isa"] for row in rows) if isa != "all"]
+    here = found["machine"]["isas"]
     lines = [
         f"{len(rows)} programs on builds with sanitizers, {sum(not row['passed'] for row in rows)} with a report. "
         "Processor seconds of each:", "",
@@ -193,13 +210,14 @@ def section(found: dict[str, Any]) -> str:
     for what, kind in dict.fromkeys((row["what"], row["sanitizer"]) for row in rows):
         of = {row["isa"]: f"{row['seconds']:.0f}{'' if row['passed'] else ' FAILED'}" for row in rows
               if (row["what"], row["sanitizer"]) == (what, kind)}  # fmt: skip
-        lines.append(f"| {what} | {NAMES[kind]} | {' | '.join(of.get(isa, of.get('all', '-')) for isa in isas)} |")
+        lines.append(f"| {what} | {NAMES[kind]} | "
+                     f"{' | '.join(of.get(isa, of.get('all', '-') if isa in here else '-') for isa in isas)} |")
     planted = found["planted"]
     seen = sum(row["found"] for row in planted)
     lines += ["", f"Faults planted in a copy of the sources: {len(planted)}, reported: {seen}:", ""]
     lines += [f"- {row['fault']} (`{row['file']}`), by \"{row['by']}\" with {NAMES[row['sanitizer']]}"
               f"{'' if row['found'] else ': NOT FOUND'}" for row in planted]  # fmt: skip
-    lines += [""] + [f"Not run: {name}: {why}." for name, why in found["not_run"].items()]
+    lines += ["", "Not run:", "", *(f"- {name}: {why}." for name, why in found["not_run"].items()), ""]
     lines += ["Python and torch themselves are not built with sanitizers: what they alone do to memory is not seen."]
     return "\n".join(lines) + "\n"
 
@@ -209,24 +227,25 @@ def main() -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilers and programs at once")
     parser.add_argument("--save", action="store_true", help="the full form; writes what docs/reliability.md shows")
-    parser.add_argument("--neon", action="store_true", help="tests/isa for aarch64 too, under qemu-user: many minutes")
+    parser.add_argument("--neon", action="store_true", help="tests/isa for aarch64 too, under qemu-user: minutes; with --save wherever it can")
     args = parser.parse_args()
-    if args.neon and (why := run.missing("aarch64-linux-gnu-g++", "qemu-aarch64")):
-        parser.error(f"--neon: {why}")
+    why_no_arm = run.missing("aarch64-linux-gnu-g++", "qemu-aarch64")
+    if args.neon and why_no_arm:
+        parser.error(f"--neon: {why_no_arm}")
     from codegen_fast import ops
 
     with record.recording("sanitizers", threads=3, save=args.save) as made:
         start = time.monotonic()
-        chosen, not_run = trials(ops.cpu_isas(), full=args.save), {}
-        if args.neon:
-            chosen += arm_trials()
-        else:
-            not_run["NEON"] = "`--neon` was not given"
+        chosen, arm = trials(ops.cpu_isas(), full=args.save), []
+        if args.neon or (args.save and not why_no_arm):
+            arm = arm_trials()
+        chosen += arm
         for build in {trial.build.folder: trial.build for trial in chosen}.values():
             build.make(args.jobs)
         made["build_seconds"] = time.monotonic() - start
         print(f"built in {made['build_seconds']:.0f} s")
-        made["results"], made["planted"], made["not_run"] = [], [], not_run
+        made["results"], made["planted"] = [], []
+        made["not_run"] = not_run(ops.cpu_isas(), [trial.isa for trial in arm], why_no_arm or "`--neon` was not given")
         with ThreadPoolExecutor(args.jobs) as pool:
             for row in tqdm(pool.map(Trial.run, chosen), total=len(chosen)):
                 made["results"].append(row)

@@ -166,7 +166,8 @@ also ran a program in a sandbox.
 - The wheels are {' and '.join(tags)}: {' to '.join(sizes[:1] + sizes[1:][-1:])} MB, of which the demo model is most.
   They ask for no torch when they are built, and link none: {libraries} are all that they take from the system.
 - The C++ runtime is linked in, and functions of the C library are bound to the versions that every glibc has
-  (`cmake/portable_link.cmake`, checked by `tests/test_wheel.py`). Without that the tag would be manylinux_2_34.
+  (`cmake/portable_link.cmake`, checked by `tests/test_wheel.py`). Without that the tag would be
+  as new as the C library of the machine that builds.
 - {missing(found)}
 - No wheel serves several Pythons: pybind11 doesn't build against CPython's limited API.
 """
@@ -176,7 +177,7 @@ def missing(found: dict[str, Any]) -> str:
     tried = {".".join(row["python"].split(".")[:2]) for row in found["runs"]}
     absent = [version for version in PYTHONS if version not in tried]
     not_tried = f" Not tried in this run: {', '.join(absent)}." if absent else ""
-    return f"Python 3.10 to 3.13 are meant to work; on 3.10 the tests lack the transformers that they need.{not_tried}"
+    return f"Python {PYTHONS[0]} to {PYTHONS[-1]} are meant to work; on 3.10 the tests lack the transformers that they need.{not_tried}"
 
 
 def chosen(runs: list[str]) -> dict[str, list[str]]:

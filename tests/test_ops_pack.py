@@ -250,22 +250,30 @@ def int8_kinds(device) -> tuple[str, ...]:
     return tuple(kind for kind in device.kinds if kind.startswith("int8"))
 
 
+def expected_activations(device, kind, x, segments):
+    """(codes, scales and offsets) of the reference."""
+    group, padding = device.arithmetic(Types(x.dtype, kind), "prefill").group, ops.activation_padding(device.memory.type)
+    assert ops.activation_group(kind, device.memory.type) == (group or 0)
+    if kind == "int8":
+        return quantised.quantize_activations(x, segments, group, padding)
+    codes, *scales_and_offsets = quantised.quantize_with_offsets(x, segments, padding)
+    return codes, torch.cat(scales_and_offsets, dim=1)
+
+
+def quantized_activations(device, kind, x, segments, columns):
+    """(codes, scales and offsets), of so many columns."""
+    q, scales = (calls.fenced(device, (len(x), n), dtype) for n, dtype in zip(columns, (torch.int8, torch.float32)))
+    weight = calls.new_weight(device, kind, (3,), segments)
+    ops.quantize_activations(q.tensor, scales.tensor, calls.guarded(device, x), weight)
+    return q.check().cpu(), scales.check().cpu()
+
+
 def check_quantized_activations(device, x, segments):
-    padding = ops.activation_padding(device.memory.type)
     for kind in int8_kinds(device):
-        how = device.arithmetic(Types(x.dtype, kind), "prefill")
-        assert ops.activation_group(kind, device.memory.type) == (how.group or 0)
-        if kind == "int8":
-            expected_q, expected_scales = quantised.quantize_activations(x, segments, how.group, padding)
-        else:
-            expected_q, *scales_and_offsets = quantised.quantize_with_offsets(x, segments, padding)
-            expected_scales = torch.cat(scales_and_offsets, dim=1)
-        q = calls.fenced(device, expected_q.shape, torch.int8)
-        scales = calls.fenced(device, expected_scales.shape, torch.float32)
-        weight = calls.new_weight(device, kind, (3,), segments)
-        ops.quantize_activations(q.tensor, scales.tensor, calls.guarded(device, x), weight)
-        assert torch.equal(q.check().cpu(), expected_q)
-        assert torch.equal(scales.check().cpu(), expected_scales)
+        expected = expected_activations(device, kind, x, segments)
+        got = quantized_activations(device, kind, x, segments, [part.shape[1] for part in expected])
+        for a, b in zip(got, expected, strict=True):
+            assert torch.equal(a, b)
 
 
 @per_device(act=Device.acts)

@@ -49,7 +49,25 @@ def losing_nan(out, x, norm):
     LAYER_NORM(out, x.nan_to_num(), norm)
 
 
-LAYER_NORM = ops.layer_norm
+def packing_beside(weight, source, status, **place):
+    PACK(weight, source, status, **place)
+    data = weight.data
+    data.as_strided((1,), (1,), data.storage_offset() + len(data))[0] = 1
+
+
+def copying_by_threads(pages, source, destination):
+    COPY_PAGES(pages, source, destination)
+    if ops.num_threads() == 1 and len(destination):
+        pages[destination[0]] = 0
+
+
+def quantizing_by_company(q, scales, x, weight):
+    QUANTIZE(q, scales, x, weight)
+    if len(x) == 1:
+        q.add_(1)
+
+
+LAYER_NORM, PACK, COPY_PAGES, QUANTIZE = ops.layer_norm, ops.pack, ops.copy_pages, ops.quantize_activations
 WRONG = {wrong_number: "layer_norm.* is .* expected", written_input: "an input of .* was written",
          written_beside: "was written and must not be", counting_threads: "other bits",
          depending_on_company: "differ from those of the whole", losing_nan: "NaN was lost"}  # fmt: skip
@@ -61,6 +79,18 @@ def test_a_wrong_op_is_found_and_named(monkeypatch, wrong):
     with pytest.raises(CaseFailed, match=rf"reliability\.properties --case {CPU.name}/layer_norm/\d+\n[^\0]*{WRONG[wrong]}"):
         for number in range(20):
             run_case(f"{CPU.name}/layer_norm/{number}")
+
+
+@pytest.mark.parametrize(("op", "wrong", "told"), [
+    ("pack", packing_beside, "bytes outside of the workspace were written"),
+    ("copy_pages", copying_by_threads, "other bits"),
+    ("quantize_activations", quantizing_by_company, "differ from those of the whole"),
+])  # fmt: skip
+def test_ops_that_store_and_copy_are_asked_the_same(monkeypatch, op, wrong, told):
+    monkeypatch.setattr(ops, op, wrong)
+    with pytest.raises(CaseFailed, match=rf"--case {CPU.name}/{op}/\d+\n[^\0]*{told}"):
+        for number in range(30):
+            run_case(f"{CPU.name}/{op}/{number}")
 
 
 @pytest.mark.parametrize("name", ["cpu-sse9/sample/1", f"{CPU.name}/samples/1", f"{CPU.name}/sample/x", "7"])

@@ -1,17 +1,20 @@
 """Files by a stranger's hand: damaged in every way that comes to mind, and read under watch.
 
 TITLE and section() are this part of docs/reliability.md. Four records are told of: "hostile", the long run that found
-what was to be mended; "hostile_after", a run of what was mended; "hostile_guided", one by coverage alone; "hostile_again",
-the inputs that failed first, once more.
+what was to be mended; "hostile_after", one of later sources and other damage; "hostile_guided", one by coverage alone;
+"hostile_again", what failed in the first two, once more.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from .. import record
+from .harness_faults import what_was_wrong
 
 TITLE = "Hostile files"
+_OWN_FOLDER = re.compile(r"/(?:[\w.+-]+/)*tmp\w{8}/")  # of tempfile's naming
 
 _INTRODUCTION = """\
 Sound files of a few kilobytes are damaged by a rule for their kind (JSON by values, keys and nesting; pickles by opcodes and by
@@ -35,18 +38,28 @@ levels, gzip of 100 times its size, `n_positions * rotary_dim` of 2^24, 1024 bea
 
 def section(found: dict[str, Any]) -> str:
     """The part of the page. found: the record "hostile"."""
-    parts = [_INTRODUCTION, _run_text("The long run", found), _failures_text(found), _own_faults_text(found)]
+    parts = [_INTRODUCTION, _run_text("The first run", found), _failures_text(found)]
     after, again, grown = (record.read(f"hostile_{name}") for name in ("after", "again", "guided"))
-    if after is not None:
-        parts += [_run_text("After mending", after), _failures_text(after)]
     if grown is not None:
-        parts += [_run_text("By coverage, after mending", grown), _failures_text(grown)]
+        parts += [_run_text("By coverage alone, after mending", grown), _failures_text(grown)]
+    if after is not None:
+        parts += [_run_text("After mending, with other damage", after), _failures_text(after)]
     if again is not None:
-        mended = sum(each["now"] is None for each in again["again"])
-        parts.append(f"The first inputs of these {len(again['again'])} causes once more (`{again['command']}`, commit "
-                     f"{again['commit']}): {mended} of them are read or refused as they should be.\n")
-        parts += [f"- open: {each['target']}, case {each['case']}: {_cell(each['now'])}" for each in again["again"] if each["now"]]
+        parts.append(_again_text(again, [run for run in (found, after) if run is not None]))
     return "\n".join([*parts, _DECISIONS])
+
+
+def _again_text(again: dict[str, Any], runs: list[dict[str, Any]]) -> str:
+    """again: the record; runs: those whose causes it was to try."""
+    tried = again["again"]
+    causes = sum(len(each["failures"]) for run in runs for each in (*run["targets"], *run["guided"]))
+    anew = sum("seconds" in each for each in tried)
+    how = f" ({anew} by growing inputs by coverage for as long as then: theirs was not kept)" if anew else ""
+    lines = [f"**Once more**, `{again['command']}`, {again['date'][:10]}, commit {again['commit']}: {len(tried)} of the {causes} "
+             f"causes of these two runs, each by its first input{how}. {sum(each['now'] is None for each in tried)} of them are "
+             f"gone: read, or refused as they should be.\n"]
+    lines += [f"- open: {each['target']}, case {each['case']}: {_cell(each['now'])}" for each in tried if each["now"]]
+    return "\n".join(lines)
 
 
 def _run_text(name: str, found: dict[str, Any]) -> str:
@@ -73,25 +86,23 @@ def _run_text(name: str, found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _own_faults_text(found: dict[str, Any]) -> str:
-    """Of the long run, whose harness was mended after it as the package was."""
-    own = sum(sign in kind for each in (*found["targets"], *found["guided"]) for kind in each["failures"]
-              for sign in ("still running", "exit status", "process ended with"))
-    return (f"{own} of these causes were the harness's own: it lost lines that came two at a time (\"still running\"), some "
-            f"damage or seeds raised in it (\"exit status 1\", \"-14\", \"1\"), and a process whose inputs grew without "
-            f"bound was ended by the system for want of memory (\"-9\").\n") if own else ""
-
-
 def _failures_text(found: dict[str, Any]) -> str:
-    """What failed, and how often; nothing where nothing did."""
-    rows = [(each["target"], kind, failure["times"]) for each in (*found["targets"], *found["guided"])
-            for kind, failure in each["failures"].items()]
+    """What failed, how often, and what of it was the harness's own; nothing where nothing failed."""
+    rows = [(each["target"], kind, failure["times"], what_was_wrong(found, part, each["target"], failure["case"]))
+            for part in ("targets", "guided") for each in found[part] for kind, failure in each["failures"].items()]
     if not rows:
         return ""
-    lines = ["| failed | what | times |", "|---|---|---|"]
-    return "\n".join([*lines, *(f"| {target} | {_cell(kind)} | {times} |" for target, kind, times in rows)]) + "\n"
+    own = sum(wrong is not None for *_, wrong in rows)
+    head = "| failed | what | times |" + (" the harness's own |" if own else "")
+    lines = [head, "|---" * (4 if own else 3) + "|"]
+    for target, kind, times, wrong in rows:
+        lines.append(f"| {target} | {_cell(kind)} | {times} |" + (f" {wrong or ''} |" if own else ""))
+    if own:
+        lines += ["", f"{own} of the {len(rows)} were the harness's own (`reliability/hostile/harness_faults.py`), and were mended "
+                      f"with the package."]
+    return "\n".join(lines) + "\n"
 
 
 def _cell(text: str) -> str:
     """Fit for a table: short, without paths of the run's own folder."""
-    return " ".join(text.replace("|", "/").split())[:160]
+    return " ".join(_OWN_FOLDER.sub("", text).replace("|", "/").split())[:160]

@@ -44,14 +44,15 @@ class Tally:
         elif outcome["kind"] == REFUSED:
             self.refused += 1
         else:
-            self.fail(number, outcome["kind"], outcome["detail"])
+            self.fail(number, outcome["kind"], outcome["detail"], outcome.get("input"))
 
-    def fail(self, number: int, kind: str, detail: str) -> None:
+    def fail(self, number: int, kind: str, detail: str, data: str | None = None) -> None:
+        """data: the input, where no number would make it again."""
         kind, detail = (_FOLDERS.sub("", text) for text in (kind, detail))
         if kind not in self.failures:
             tqdm.write(f"{self.target}, case {number}: {kind}; {detail}", file=sys.stderr)
-        found = self.failures.setdefault(kind, {"times": 0, "case": number, "detail": detail[:_KEPT_DETAIL]})
-        found["times"] += 1
+        first = {"times": 0, "case": number, "detail": detail[:_KEPT_DETAIL]} | ({} if data is None else {"input": data})
+        self.failures.setdefault(kind, first)["times"] += 1
 
 
 def run_campaign(root: Path, targets: Sequence[str], *, seconds: float, seed: int, rounds: int) -> list[Tally]:
@@ -81,7 +82,8 @@ def run_campaign(root: Path, targets: Sequence[str], *, seconds: float, seed: in
 
 
 def run_again(root: Path, found: dict[str, Any]) -> list[dict[str, Any]]:
-    """What comes now of the inputs that failed in the campaign of an earlier record, by their numbers.
+    """What comes now of the inputs that failed in the campaign of an earlier record, by their numbers; those grown by
+    coverage are guided.run_again's.
 
     Inputs are made anew: the comparison holds as long as seeds and mutations are those of the record's commit.
     """
@@ -91,7 +93,7 @@ def run_again(root: Path, found: dict[str, Any]) -> list[dict[str, Any]]:
         for kind, first in tally["failures"].items():
             again = Tally(tally["target"], cases=first["case"])
             worker = _run_batch(worker, root, found["seed"], again, count=1)
-            told.append({"target": tally["target"], "case": first["case"], "then": kind,
+            told.append({"record": found["name"], "target": tally["target"], "case": first["case"], "then": kind,
                          "now": next(iter(again.failures), None)})
     worker.close()
     return told

@@ -6,11 +6,13 @@ and gone on from; what kills the process is told by its end.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import subprocess
 import sys
 import tempfile
+import zlib
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +20,8 @@ from random import Random
 from typing import Any
 
 from .campaign import Tally
-from .worker import start_python
+from .verdicts import READ, REFUSED
+from .worker import Died, Worker, start_python
 
 # Target -> (seed, the file that inputs are written to): those whose bytes our own code parses or checks.
 GUIDED = {
@@ -65,6 +68,36 @@ def run_guided(root: Path, target: str, seconds: float) -> dict[str, Any]:
     return {**asdict(tally), "covered_by_seed": covered[0] if covered else 0, "covered": covered[-1] if covered else 0}
 
 
+def run_again(root: Path, found: dict[str, Any]) -> list[dict[str, Any]]:
+    """What comes now of what failed by coverage in an earlier record: of the input where it was kept, else (also where the
+    process ended) of growing inputs anew for as long as then."""
+    told: list[dict[str, Any]] = []
+    for tally in found["guided"]:
+        for kind, first in tally["failures"].items():
+            again = {"record": found["name"], "target": tally["target"], "case": first["case"], "then": kind}
+            if "input" in first:
+                again["now"] = _replayed(root, tally["target"], zlib.decompress(base64.b64decode(first["input"])))
+            elif is_there():
+                grown = run_guided(root, tally["target"], tally["seconds"])
+                again |= {"now": next(iter(grown["failures"]), None), "seconds": tally["seconds"]}
+            else:
+                again["now"] = "not tried: atheris is not installed"
+            told.append(again)
+    return told
+
+
+def _replayed(root: Path, target: str, data: bytes) -> str | None:
+    """What is wrong with the outcome; None if nothing is."""
+    worker = Worker(root, 0)
+    try:
+        kind = worker.read_file(target, *GUIDED[target], data)["kind"]
+    except Died as death:
+        return str(death)
+    finally:
+        worker.close()
+    return None if kind in (READ, REFUSED) else kind
+
+
 def main() -> None:
     import atheris
     import torch
@@ -91,7 +124,8 @@ def main() -> None:
         if outcome.is_failure and outcome.kind not in told:
             told.add(outcome.kind)
             detail = f"{outcome.detail} of {ascii(data)[:200]}"
-            print(json.dumps({"number": number, **asdict(outcome), "detail": detail}), flush=True)
+            kept = base64.b64encode(zlib.compress(data)).decode()
+            print(json.dumps({"number": number, **asdict(outcome), "detail": detail, "input": kept}), flush=True)
 
     def mutate(data: bytes, most: int, random_state: int) -> bytes:
         rng = Random(random_state)

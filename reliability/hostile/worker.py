@@ -5,6 +5,7 @@ Standard input says which cases, standard output which of them begins and what c
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import faulthandler
 import json
@@ -53,12 +54,20 @@ class Worker:
 
     def run(self, target: str, first: int, count: int) -> Iterator[tuple[int, dict[str, Any]]]:
         """(number, outcome) of each case as it ends. Raises Died where one kills the process, or hangs."""
-        number = first
+        yield from self._answers({"target": target, "first": first, "count": count})
+
+    def read_file(self, target: str, seed: str, name: str, data: bytes) -> dict[str, Any]:
+        """The outcome of a seed with these contents of one of its files. Raises as `run`."""
+        asked = {"target": target, "first": 0, "count": 1, "file": [seed, name, base64.b64encode(data).decode()]}
+        return next(self._answers(asked))[1]
+
+    def _answers(self, asked: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+        number = asked["first"]
         try:
-            self._process.stdin.write(json.dumps({"target": target, "first": first, "count": count}).encode() + b"\n")
+            self._process.stdin.write(json.dumps(asked).encode() + b"\n")
         except BrokenPipeError:
             raise Died(number, self._how_it_ended()) from None
-        for _ in range(2 * count):
+        for _ in range(2 * asked["count"]):
             line = self._line(number)
             if "begins" in line:
                 number = line["begins"]
@@ -123,4 +132,9 @@ def main() -> None:
         known[asked["target"]] = cases
         for number in range(asked["first"], asked["first"] + asked["count"]):
             told.write(json.dumps({"begins": number}) + "\n")
-            told.write(json.dumps(asdict(cases.run(number))) + "\n")
+            if "file" in asked:
+                seed_name, name, data = asked["file"]
+                outcome = cases.read_files(seed_name, name, base64.b64decode(data))
+            else:
+                outcome = cases.run(number)
+            told.write(json.dumps(asdict(outcome)) + "\n")

@@ -25,6 +25,7 @@ from codegen_fast import ops
 
 # How much slower an op may be on denormal numbers than on others. Microcode that handles them would show as 50 and more.
 SLOWER = 8.0
+_TIMED = (1024, 1024, 4)  # columns, rows and tokens of the products whose time is taken
 _SMALLEST = 2.0**-149  # float32's step where it is denormal
 
 
@@ -126,9 +127,9 @@ def slowdown(device: Device, repeats: int) -> dict[str, float]:
     """kind -> time of a product on denormal numbers over that on others, the best of interleaved calls on one thread: a busy
     machine adds to any of them."""
     ops.set_num_threads(1)
-    columns, rows = 1024, 1024
+    columns, rows, tokens = _TIMED
     generator = torch.Generator().manual_seed(3)
-    w, x = torch.randn(rows, columns, generator=generator), torch.randn(4, columns, generator=generator)
+    w, x = torch.randn(rows, columns, generator=generator), torch.randn(tokens, columns, generator=generator)
     ratios = {}
     for kind, weight, activation in (("float32", 1e-39, 1.0), ("float16", 2e-7, 1e-34), ("bfloat16", 1e-39, 1.0),
                                      ("int8", 1e-36, 1e-3), ("int8-g32", 1e-36, 1e-3), ("int4", 1e-36, 1e-3),
@@ -138,8 +139,8 @@ def slowdown(device: Device, repeats: int) -> dict[str, float]:
         for factor, act in ((1.0, 1.0), (weight, activation)):
             packed = ops.new_packed_weight(of, (rows,), (columns,))
             ops.pack(packed, w * factor, ops.new_pack_status())
-            out, zero, workspace = torch.zeros(4, rows), torch.zeros(rows), torch.empty(
-                ops.output_product_workspace(4, packed), dtype=torch.uint8)  # fmt: skip
+            out, zero, workspace = torch.zeros(tokens, rows), torch.zeros(rows), torch.empty(
+                ops.output_product_workspace(tokens, packed), dtype=torch.uint8)  # fmt: skip
             jobs.append((out, x * act, packed, zero, True, workspace))
         times: tuple[list[float], list[float]] = ([], [])
         for _ in range(repeats):
@@ -168,7 +169,8 @@ def measure(devices: tuple[Device, ...] = CPUS, repeats: int = 200) -> dict[str,
     for name, ratios in slow.items():
         for kind, ratio in ratios.items():
             assert ratio <= SLOWER, f"{name}, {kind}: {ratio:.1f} times as slow on denormal numbers, at most {SLOWER}"
-    return {"compared": compared, "devices": [device.name for device in devices], "slower": slow, "allowed": SLOWER}
+    return {"compared": compared, "devices": [device.name for device in devices], "slower": slow, "allowed": SLOWER,
+            "timed": list(_TIMED)}
 
 
 def lines(found: dict[str, Any]) -> str:
@@ -176,11 +178,12 @@ def lines(found: dict[str, Any]) -> str:
     rows = [f"| | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
     for name, ratios in found["slower"].items():
         rows.append(f"| {name} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios.values()) + " |")
+    columns, products, tokens = found["timed"]
     return f"""\
 **Denormal numbers** (`denormals.py`) in weights, activations, and keys and values of the cache: {found['compared']:,} results within
 the bounds of ordinary numbers plus the step of denormal ones, with the same bits whether the caller's thread flushes
-them to zero or not, and its mode as it was afterwards. A product's time on them over that on ordinary numbers (1024 × 1024,
-4 rows, one thread; at most {found['allowed']:g} is allowed; other processors may pay more, where denormal numbers are
+them to zero or not, and its mode as it was afterwards. A product's time on them over that on ordinary numbers ({products} × {columns},
+{tokens} rows, one thread; at most {found['allowed']:g} is allowed; other processors may pay more, where denormal numbers are
 handled by microcode):
 
 {chr(10).join(rows)}

@@ -147,7 +147,8 @@ def measure(tokens: int = TOKENS, kinds: tuple[tuple[str, str | None], ...] = KI
     """AssertionError where an error is above its bound at any position, or grows along the text."""
     demo = demo_model(min(tokens, 1000), kinds)
     return {"tokens": tokens, "window": min(WINDOW, tokens // 5), "model": SHAPE, "random": random_model(tokens, kinds),
-            "demo": demo, "growth_allowed": GROWTH}
+            "demo": demo, "growth_allowed": GROWTH, "float32_allowed": FLOAT32_BOUND, "of_transformers_allowed": NO_WORSE,
+            "same_codes_allowed": SAME_CODES}
 
 
 def lines(found: dict[str, Any]) -> str:
@@ -183,10 +184,10 @@ attention is sharp):
 
 {chr(10).join(rows)}
 
-Against float64 no window may be worse than the first by more than {found['growth_allowed']:g}; float32 may err by {FLOAT32_BOUND:.0e}, the
-narrow types by {NO_WORSE} times what transformers errs by in them, in every window. Two things do grow. One is the distance to
+Against float64 no window may be worse than the first by more than {found['growth_allowed']:g}; float32 may err by {found['float32_allowed']:.0e}, the
+narrow types by {found['of_transformers_allowed']:g} times what transformers errs by in them, in every window. Two things do grow. One is the distance to
 the reference that quantises alike: a value between two codes may fall to either side once anything before it has rounded
-differently (allowed: {SAME_CODES:.0%} of the quantisation's own error). The other is the last row: how far the float32 table of
+differently (allowed: {found['same_codes_allowed']:.0%} of the quantisation's own error). The other is the last row: how far the float32 table of
 angles, which transformers has and models were trained with, is from an exact one. On the trained demo model the kinds
 cost, in nats a token (KL to float64):
 

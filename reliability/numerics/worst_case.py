@@ -29,6 +29,8 @@ SEGMENTS = (6144, 24576)  # 16B: attention's width and fc_out's
 ROWS = 33  # a whole panel of lanes and one row more
 TOKENS = (1, 3, 14)  # a step, a few, and more than any kernel takes together
 
+# Rows whose sums are no float32: (columns, size of the weights, of the activations).
+_BEYOND = ((4096, 2e38, 1e-10), (4096, 1e-10, 2e38), (4096, 1e-10, -2e38))
 _ZEROED = 2.0**-121  # a group whose largest magnitude is below has codes 0: 127 / it is no float32
 
 
@@ -169,16 +171,14 @@ def measure(segments: tuple[int, ...] = SEGMENTS, kinds: tuple[str, ...] = KINDS
             found.append({"case": case.name, "kind": kind, "of_the_codes_bound": codes_share,
                           "of_the_floats_bound": float_share, "of_the_lengths": relative})
     return {"columns": sum(segments), "rows": rows, "tokens": list(tokens), "devices": [d.name for d in devices],
-            "rows_of_cases": found}
+            "rows_of_cases": found, "int4_half_step": _half_steps("int4")[0], "zeroed": _ZEROED, "beyond": [list(of) for of in _BEYOND]}
 
 
 def beyond_float32(devices: tuple[Device, ...]) -> None:
     """int8 in groups adds up a row's weights, and the extremes of a row of activations: where a float32 does not hold
     the sum, the result is no number, and not a wrong one."""
-    columns = 4096
-    plain = torch.full((1, columns), 1e-10)
-    for w_size, x in ((2e38, plain), (1e-10, torch.full((1, columns), 2e38)), (1e-10, plain.new_full((1, columns), -2e38))):
-        w = torch.full((ROWS, columns), w_size)
+    for columns, w_size, x_size in _BEYOND:
+        w, x = torch.full((ROWS, columns), w_size), torch.full((1, columns), x_size)
         for device in devices:
             with device.running():
                 packed = calls.pack(device, ((w,),), "int8-g32")
@@ -198,6 +198,8 @@ def lines(found: dict[str, Any]) -> str:
         rows.append(f"| {name} | " + " | ".join(f"{table[name, kind]['of_the_lengths']:.1e}" for kind in kinds) + " |")
     codes = max(row["of_the_codes_bound"] for row in found["rows_of_cases"])
     floats = max(row["of_the_floats_bound"] for row in found["rows_of_cases"])
+    beyond = ", ".join(f"weights of {w:g} and activations of {x:g} in {columns:,} columns"
+                       for columns, w, x in found["beyond"])
     return f"""\
 **The worst case of int8 and int4** (`worst_case.py`). Rows of {found['columns']:,} columns, the longest there are (16B's W_out),
 {found['rows']} of them, {", ".join(map(str, found['tokens']))} tokens, on {", ".join(found['devices'])}. The largest error, as a share of
@@ -208,7 +210,7 @@ the product of the two vectors' lengths:
 Against the reference that quantises in the same way a result reached {codes:.0%} of what float32 additions may err (the codes
 are the same: no accumulator saturates, and 64 columns of ±127 are exact), and against the unquantised product in float64
 {floats:.0%} of what half a step of every weight and activation may make. Both bounds are asserted for every element. int4's
-half step is 7% of a group's largest weight, which is what its column shows. What lies below 2^-121 in all of a group counts
-as zero. int8 in groups (g32) adds up a row's weights, and the extremes of a row's activations: where a float32 cannot hold
-the sum (activations of 4e35 in 24,576 columns) the result is NaN, which a generation refuses by name, and no wrong number.
+half step is {found['int4_half_step']:.1%} of a group's largest weight, which is what its column shows. What lies below
+2^{math.log2(found['zeroed']):.0f} in all of a group counts as zero. int8 in groups (g32) adds up a row's weights, and the extremes of a row's activations: where a float32 cannot hold
+the sum, the result is NaN or infinite, which a generation refuses by name, and no wrong number (tried with {beyond}).
 """

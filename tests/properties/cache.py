@@ -12,11 +12,11 @@ import reference
 import torch
 from calls import Asked, Pool
 from devices import Device
-from fences import bits, unchanged
+from fences import bits
 
 from codegen_fast import ops
 
-from .bitwise import everywhere
+from .bitwise import everywhere, kept, rows_alone
 from .chance import Chance
 
 
@@ -80,23 +80,29 @@ def appended(device: Device, chance: Chance) -> None:
     packed = calls.pack(device, [[part] for part in w], types.kind)
     q = [chance.normal(length, n_head, head_dim).to(types.act) for length in lengths]
 
-    def attended(cuts: list[list[int]]) -> torch.Tensor:
-        """cuts: for every call, the new tokens of every sequence."""
+    def attended(cuts: list[list[int]], part: list[int]) -> torch.Tensor:
+        """Of these sequences. cuts: for every call, the new tokens of each of them."""
         pool = Pool(cache, d, seed=chance.getrandbits(30), tokens=lengths, device=device)
-        sequences = pool.sequences([(0, length) for length in lengths])
-        done = [0] * len(lengths)
+        sequences = pool.sequences([(0, lengths[b]) for b in part])
+        done = [0] * len(part)
         for fresh in cuts:
             asked = [s.up_to(past + n).last(n) for s, past, n in zip(sequences, done, fresh)]
-            rows = torch.cat([x_b[past : past + n] for x_b, past, n in zip(x, done, fresh)])
+            rows = torch.cat([x[b][past : past + n] for b, past, n in zip(part, done, fresh)])
             calls.input_product(device, rows, norm, packed, bias, table, n_head, pool, asked, phase)
             done = [past + n for past, n in zip(done, fresh)]
         everything = [s.last(s.length) for s in sequences]
-        return calls.attention(device, torch.cat(q).flatten(1), n_head, pool, everything, phase)
+        rows = torch.cat([q[b] for b in part]).flatten(1)
+        return calls.attention(device, rows, n_head, pool, everything, phase)
 
     parts = chance.note(parts=chance.randint(2, 4))
-    got = attended([lengths])
+    every = list(range(len(lengths)))
+    got = everywhere(device, chance, lambda: (attended([lengths], every),), *kept(device, packed))[0]
     cuts = list(zip(*(chance.cut(length, parts) for length in lengths)))
-    assert torch.equal(bits(attended(cuts)), bits(got)), f"other bits where the prompts are cut into {cuts}"
+    assert torch.equal(bits(attended(cuts, every)), bits(got)), f"other bits where the prompts are cut into {cuts}"
+    alone = chance.randrange(len(lengths))
+    assert torch.equal(bits(attended([[lengths[alone]]], [alone])), bits(got.split(lengths)[alone])), (
+        f"sequence {alone} has other bits alone"
+    )
     expected, bound = [], []
     for q_b, x_b in zip(q, x):
         made, error = oracle.input_product(
@@ -114,13 +120,28 @@ def copy_pages(device: Device, chance: Chance) -> None:
     dtype = chance.note(cache=chance.choice(device.cache_dtypes(chance.choice(device.acts))))
     width, count = chance.note(width=8 * chance.size(12), pages=chance.randint(1, 20))
     page_size = ops.kv_page_size(device.memory.type)
-    pages = chance.normal(count, page_size, 2 * width).to(dtype).to(device.memory)
+    pages = chance.normal(count, page_size, 2 * width).to(dtype)
     order = chance.sample(range(count), count)
     n = chance.note(copied=chance.randint(0, count // 2))
     destination, source = order[:n], [chance.choice(order[n:]) for _ in range(n)]
+
+    def copied(pairs):
+        """All pages after a copy of these pairs."""
+        memory = calls.scratch(device, pages.nbytes)
+        pool = memory.tensor.view(dtype).view(pages.shape)
+        pool.copy_(pages)
+        ids = [calls.guarded(device, torch.tensor([ends[i] for i in pairs], dtype=torch.int32))
+               for ends in (source, destination)]  # fmt: skip
+        ops.copy_pages(pool, *ids)
+        memory.check()
+        return pool.cpu()
+
+    got = everywhere(device, chance, lambda: (copied(range(n)),))
     expected = pages.clone()
     expected[destination] = pages[source]
-    ids = [torch.tensor(part, dtype=torch.int32, device=device.memory) for part in (source, destination)]
-    with unchanged(*ids):
-        ops.copy_pages(pages, *ids)
-    assert torch.equal(bits(pages), bits(expected))
+    assert torch.equal(bits(got[0]), bits(expected))
+
+    def op(part):
+        return (copied(dict.fromkeys(part))[[destination[i] for i in part]],)
+
+    rows_alone(chance, op, (got[0][destination],))

@@ -8,7 +8,7 @@ import calls
 import reference
 import torch
 from devices import Device
-from fences import Fenced, bits, same, unchanged
+from fences import FENCE, Fenced, bits, same
 from filters import FILTERS, arguments, check, expected, rounded
 from test_advance_op import expected as advanced
 
@@ -164,7 +164,7 @@ def edit_logits(device: Device, chance: Chance) -> None:
 
 def advance(device: Device, chance: Chance) -> None:
     rows, columns = chance.note(rows=chance.size(70), columns=chance.choice((0, 1, 3, 9)))
-    slots = chance.note(slots=chance.randint(1, 4))
+    slots, gap = chance.note(slots=chance.randint(1, 4)), chance.gaps()[0]
 
     def numbers(low, high):
         return [chance.randint(low, high) for _ in range(rows)]
@@ -172,20 +172,42 @@ def advance(device: Device, chance: Chance) -> None:
     start = chance.choice((0, 1, 5, 2**40))
     lists = [numbers(0, 50), numbers(0, 6), numbers(1, 4),
              [[chance.randint(0, 99) for _ in range(columns)] for _ in range(rows)]]  # fmt: skip
+    dtypes = (torch.int64, torch.int32, torch.int32, torch.int32)
+    begin = [torch.tensor(values, dtype=dtype) for values, dtype in zip(lists, dtypes)]
+    begin[3] = begin[3].reshape(rows, columns)
     eos = [chance.randint(0, 12) for _ in range(chance.choice((0, 1, 3)))]
-    state = [Fenced((rows,), dtype, values=torch.tensor(values), memory=device.memory)
-             for values, dtype in zip(lists, (torch.int64, torch.int32, torch.int32))]  # fmt: skip
-    history = Fenced((rows, columns), torch.int32, gap=chance.gaps()[0], memory=device.memory,
-                     values=torch.tensor(lists[3], dtype=torch.int32).reshape(rows, columns))  # fmt: skip
-    step = Fenced((1,), torch.int64, values=torch.tensor([start]), memory=device.memory)
-    ring = ops.new_host_ring(slots, rows, device.memory)
-    for number in range(start, start + chance.randint(1, 4)):
-        sampled = [value if chance.random() < 0.9 else chance.choice((-1, 2**40)) for value in numbers(0, 12)]
-        slot = advanced(*lists, sampled, eos)
-        with unchanged():
-            given = [calls.guarded(device, torch.tensor(values, dtype=torch.int64)) for values in (sampled, eos)]
-            ops.advance(*(part.tensor for part in state), step.tensor, history.tensor, ring, *given)
+    steps = [[value if chance.random() < 0.9 else chance.choice((-1, 2**40)) for value in numbers(0, 12)]
+             for _ in range(chance.randint(1, 4))]  # fmt: skip
+
+    def op(part):
+        state = [Fenced(tuple(values[part].shape), values.dtype, gap=gap if values.dim() > 1 else 0, values=values[part],
+                        memory=device.memory) for values in begin]  # fmt: skip
+        step = Fenced((1,), torch.int64, values=torch.tensor([start]), memory=device.memory)
+        ring, memory = fenced_ring(device, slots, len(part))
+        told = []
+        for number, sampled in enumerate(steps, start):
+            given = [calls.guarded(device, torch.tensor(values, dtype=torch.int64))
+                     for values in ([sampled[row] for row in part], eos)]  # fmt: skip
+            before = memory.clone()
+            ops.advance(*(one.tensor for one in state[:3]), step.tensor, state[3].tensor, ring, *given)
             assert ring.wait(number + 1, given[0])
-        assert ring.slots[number % slots].tolist() == [number + 1, *slot], "slots"
-        for part, values in zip((*state, history, step), (*lists, [number + 1])):
-            assert part.check().tolist() == values
+            slot = ring.slots[number % slots].clone()
+            ring.slots[number % slots] = before[FENCE:-FENCE].view(ring.slots.shape)[number % slots]
+            assert torch.equal(memory, before), "memory beside the slot was written"
+            ring.slots[number % slots] = slot
+            assert slot[0] == number + 1 == step.check().item()
+            told.append(slot[1:])
+        return *(one.check().cpu() for one in state), torch.stack(told, 1)
+
+    got = everywhere(device, chance, lambda: op(list(range(rows))))
+    expected = [advanced(*lists, sampled, eos) for sampled in steps]
+    for mine, values in zip(got, (*lists, [list(told) for told in zip(*expected)]), strict=True):
+        assert mine.tolist() == values
+    rows_alone(chance, op, got)
+
+
+def fenced_ring(device: Device, slots: int, rows: int) -> tuple[ops.HostRing, torch.Tensor]:
+    """A ring, and the host's memory that it lies in the middle of."""
+    memory = torch.full((FENCE + slots * (1 + rows) + FENCE,), -7, dtype=torch.int64,
+                        pin_memory=device.memory.type == "cuda")  # fmt: skip
+    return ops.HostRing(memory[FENCE:-FENCE].view(slots, 1 + rows)), memory

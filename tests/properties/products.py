@@ -87,12 +87,21 @@ def input_product(device: Device, chance: Chance) -> None:
     pool = calls.Pool(cache, d, seed=chance.getrandbits(30), tokens=lengths, device=device)
     asked = pool.sequences([(length - n, n) for length, n in zip(lengths, new)])
 
-    def call():
+    def op(part):
+        """Of these sequences; of the cache, every page."""
         pool.pages.fill_(math.nan)
-        got = calls.input_product(device, x, norm, packed, bias, table, n_head, pool, asked, phase, gaps=gaps)
+        rows = torch.cat([x_of[b] for b in part])
+        got = calls.input_product(device, rows, norm, packed, bias, table, n_head, pool, [asked[b] for b in part], phase,
+                                  gaps=gaps)  # fmt: skip
         return *got, pool.pages.cpu().clone()
 
-    q, act, pages = everywhere(device, chance, call, *kept(device, packed))
+    x_of = x.split(new)
+    q, act, pages = everywhere(device, chance, lambda: op(list(range(len(new)))), *kept(device, packed))
+    alone = chance.note(alone=chance.randrange(len(new)))
+    pages_alone = list(asked[alone].pages)
+    own, of_all = op([alone]), (q.split(new)[alone], act.split(new)[alone], pages[pages_alone])
+    for one, among in zip((*own[:2], own[2][pages_alone]), of_all, strict=True):
+        assert torch.equal(bits(one), bits(among)), f"sequence {alone} has other bits alone"
     positions = torch.tensor([p for length, n in zip(lengths, new) for p in range(length - n, length)])
     assert int((~pages.isnan()).sum()) == 2 * d * sum(new), "other elements of the cache than those of the new tokens"
     if not sum(new):
