@@ -54,7 +54,7 @@ def refused(error, message, call, *arguments):
     with little_memory(), pytest.raises(error, match=message) as caught:
         call(*arguments)
     text = str(caught.value)
-    assert "\n" not in text and len(text) < 800 and text.encode()
+    assert text.isprintable() and len(text) < 800
 
 
 # ---- What is no file of the folder ---------------------------------------------------------------
@@ -309,7 +309,7 @@ REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
     ({"model": {"type": "BPE", "vocab": {"a": 4_000_000_000}, "merges": []}}, "gives the token 'a' the id 4000000000"),
     ({"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}, "gives the token 'a' the id -1"),
     ({"model": {"type": "BPE", "vocab": [], "merges": []}}, "its model has no vocab"),
-    ({"model": None}, "holds a NoneType tokenizer"),
+    ({"model": None}, "holds a 'NoneType' tokenizer"),
     *(({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [], name: "##"}}, f"has {name} = '##'; expected none")
       for name in ("continuing_subword_prefix", "end_of_word_suffix", "dropout")),
 ])
@@ -422,12 +422,84 @@ def test_a_safetensors_header_that_lies(folder, checkpoint):
     name = "transformer.wte.weight"
     (folder / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
     for changed in ({"data_offsets": [0, 2**63]}, {"data_offsets": [2**64 - 1, 2**64 - 1]}, {"shape": [2**62, 4, 4]},
-                    {"shape": [2**63, 2]}, {"data_offsets": header["lm_head.weight"]["data_offsets"]}, {"dtype": "F4"}):
+                    {"shape": [2**63, 2]}, {"data_offsets": header["lm_head.weight"]["data_offsets"]}, {"dtype": "F4"},
+                    {"dtype": LONG}, {"dtype": "\x1b[2J"}):
         text = json.dumps({**header, name: {**header[name], **changed}}).encode()
         stream = io.BytesIO()
         stream.write(struct.pack("<Q", len(text)) + text + data[8 + length:])
         (folder / "model.safetensors").write_bytes(stream.getvalue())
         refused((OSError, ValueError), "model.safetensors", AutoModelForCausalLM.from_pretrained, folder)
+
+
+NAMES = [LONG, "\n\x1b[2J", "\udc00" * 100]
+
+
+def write_header(folder, header, data=b""):
+    """header: text, as JSON escapes of what is no text must come through."""
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header.encode() + data)
+
+
+@pytest.mark.parametrize("odd", NAMES)
+@pytest.mark.parametrize("header", ['{%s: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+                                    '{"a": {"dtype": %s, "shape": [1], "data_offsets": [0, 4]}}',
+                                    '{"a": {"dtype": "F32", "shape": %s, "data_offsets": [0, 4]}}',
+                                    '{"a": {"dtype": "F32", "shape": [%s], "data_offsets": [0, 4]}}',
+                                    '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [%s, 4]}}'])
+def test_a_message_quotes_no_more_of_a_header_than_can_be_read(folder, checkpoint, header, odd):
+    write_header(folder, header % json.dumps(odd), bytes(4))
+    (folder / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
+    refused((OSError, ValueError), "model.safetensors", AutoModelForCausalLM.from_pretrained, folder)
+
+
+def spoiled(checkpoint, **changes):
+    """Tensors of a checkpoint, all but the changed ones empty: shapes are looked at before values."""
+    source = open_checkpoint(checkpoint)
+    return {**{name: source.get(name) for name in source.names()}, **changes}
+
+
+@pytest.mark.parametrize("layout", ["safetensors", "bin"])
+@pytest.mark.parametrize("changes", [{LONG: torch.zeros(1)}, {"\n\x1b[2J" * 20: torch.zeros(1)},
+                                     {"transformer.wte.weight": torch.zeros([1] * 60)}])
+def test_a_message_quotes_no_more_of_a_tensor_than_can_be_read(folder, checkpoint, layout, changes):
+    write_tensors(folder, spoiled(checkpoint, **changes), layout)
+    (folder / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
+    refused(ValueError, "holds tensor|has shape", AutoModelForCausalLM.from_pretrained, folder)
+
+
+@pytest.mark.parametrize("name", ["a\nb.safetensors", "\x1b[2J.safetensors", "a" * 200 + ".safetensors"])
+def test_a_shard_whose_name_cannot_be_told(folder, name):
+    write_tensors(folder, {"a": torch.zeros(4)}, "safetensors")
+    (folder / "model.safetensors").rename(folder / name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"b": name}}))
+    refused(ValueError, "names the shard .* expected the name of a file", open_checkpoint, folder)
+
+
+@pytest.mark.parametrize("name", ["a\nb", LONG, "\x1b[2J"])
+def test_problems_that_are_there_twice(folder, name):
+    for read, problem in ((humaneval.read_problems, {"task_id": name, "prompt": "a", "entry_point": "a", "test": "a"}),
+                          (mtpb.read_problems, {"id": name, "prompts": ["a"], "inputs": [], "outputs": []})):
+        (folder / "data.jsonl").write_text((json.dumps(problem) + "\n") * 2)
+        refused(ValueError, "of an earlier one", read, str(folder / "data.jsonl"))
+
+
+def test_a_link_whose_target_cannot_be_told(folder):
+    (folder / "config.json").symlink_to(folder.parent / "a\nb")
+    (folder.parent / "a\nb").write_text("{}")
+    refused(ValueError, "outside its folder", CodeGenConfig.from_folder, folder)
+
+
+def test_a_fingerprint_of_a_name_that_is_no_text(folder):
+    (folder / os.fsdecode(b"\xff.bin")).write_bytes(b"a")
+    assert len(model_fingerprint(folder)) == 16
+
+
+def test_a_packed_checkpoint_of_an_odd_version(folder, small_model, checkpoint):
+    small_model.save_pretrained(folder, packed=True)
+    config = json.loads((folder / "config.json").read_text())
+    packed = config["quantization_config"]["packed"]
+    packed.update(layout=dict.fromkeys(packed["layout"], "\n" * 9), version="\x1b[2J\n" * 9)
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(ValueError, "packed in layout", AutoModelForCausalLM.from_pretrained, folder)
 
 
 ROOT = Path(__file__).parents[1]
