@@ -17,12 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import reference
 import torch
 from checkpoints import make_checkpoint, write_tensors
 from tokenizers_small import write_tokenizer
 
 from codegen_fast import AutoModelForCausalLM, AutoTokenizer
 from codegen_fast.config import CodeGenConfig
+from codegen_fast.decoder import _rotary_table as rotary_table
 from codegen_fast.evaluation import humaneval, mtpb
 from codegen_fast.evaluation.comparison import compare
 from codegen_fast.evaluation.jsonl import Journal
@@ -30,8 +32,13 @@ from codegen_fast.evaluation.records import is_result, is_sample
 from codegen_fast.evaluation.run_folder import RunFolder, model_fingerprint
 from codegen_fast.generation.config import GenerationConfig
 from codegen_fast.generation.knobs import KNOBS
+from codegen_fast.memory import named_where_full
 from codegen_fast.strangers import parse_json, regular_file
 from codegen_fast.weights import open_checkpoint
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from reliability.hostile import oracle  # noqa: E402
 
 HOLE = 1 << 40  # bytes
 CONFIG = {"model_type": "codegen", "n_embd": 64, "n_head": 4, "rotary_dim": 8, "n_positions": 64}
@@ -183,11 +190,21 @@ LONG = "a" * 100_000
 @pytest.mark.parametrize("changed", [
     {name: value} for name in ("model_type", "n_embd", "n_positions", "rotary_dim", "layer_norm_epsilon", "activation_function",
                                "tie_word_embeddings", "eos_token_id", "torch_dtype", "quantization_config")
-    for value in (LONG, [LONG], 10**4000)] + [{"hidden_size": 10**4000}, {"n_positions": 2**24}])
+    for value in (LONG, [LONG], 10**4000)] + [{"hidden_size": 10**4000}, {"n_positions": 2**20}])
 def test_a_configuration_of_odd_values(folder, changed):
     """n_positions: a table of as many rows would be made, which no file backs."""
     (folder / "config.json").write_text(json.dumps({**CONFIG, **changed}))
     refused(ValueError, "config.json: .* is ", CodeGenConfig.from_folder, folder)
+
+
+def test_the_largest_table_of_angles_is_made_once():
+    """Of what no file backs there is one, and never a second beside it; its values do not depend on how it is made."""
+    size = 2**22 // 8
+    with little_memory(26):
+        table = rotary_table(size, 8, torch.device("cpu"))
+    assert table.nbytes == 16 << 20
+    for places in (slice(0, 5000), slice(size - 5000, size)):
+        torch.testing.assert_close(table[places], reference.rotary_table(size, 8, torch.float32)[places], rtol=0, atol=2**-23)
 
 
 @pytest.mark.parametrize("name", ["num_beams", "num_return_sequences"])
@@ -335,6 +352,8 @@ def test_a_tokenizer_configuration_of_odd_values(folder, changed):
 def test_a_compressed_file_that_unfolds_without_end(folder):
     path = folder / "data.jsonl.gz"
     path.write_bytes(gzip.compress(b" " * (300 << 20)))
+    refused(ValueError, "line 1 of .* has more than 16777216 bytes", humaneval.read_problems, str(path))
+    path.write_bytes(gzip.compress((b" " * (1 << 10) + b"\n") * (50 << 10)))
     refused(OSError, "unfolds to more than 100 times its size", humaneval.read_problems, str(path))
     path.write_bytes(gzip.compress(b"{}")[:10] + b"\xff" * 20)
     refused(OSError, "cannot be read", humaneval.read_problems, str(path))
@@ -363,6 +382,20 @@ def test_records_of_a_run_that_somebody_else_began(folder, changed):
     path.write_text(json.dumps({**SAMPLE, **changed}) + "\n")
     refused(ValueError, "line 1 of .* is no record of such a run", Journal, path, key,
             lambda record: is_sample(record, humaneval.JUDGED))
+
+
+@pytest.mark.parametrize("begin", ["", json.dumps(SAMPLE) + "\n"])
+@pytest.mark.parametrize("name, read", [
+    ("samples.jsonl", lambda path: Journal(path, humaneval.record_key([{"task_id": "a"}]))),
+    ("data.jsonl", lambda path: humaneval.read_problems(str(path))),
+])
+def test_lines_that_take_memory_and_no_disk(folder, name, read, begin):
+    path = folder / name
+    path.write_text(begin)
+    os.truncate(path, 500 << 20)
+    with little_memory(64):
+        refused(ValueError, f"line {2 if begin else 1} of .* has more than 16777216 bytes: expected one JSON object a line", read, path)
+    assert path.stat().st_size == 500 << 20
 
 
 def test_results_of_a_run_that_somebody_else_began():
@@ -500,6 +533,13 @@ def test_a_packed_checkpoint_of_an_odd_version(folder, small_model, checkpoint):
     packed.update(layout=dict.fromkeys(packed["layout"], "\n" * 9), version="\x1b[2J\n" * 9)
     (folder / "config.json").write_text(json.dumps(config))
     refused(ValueError, "packed in layout", AutoModelForCausalLM.from_pretrained, folder)
+
+
+def test_a_refusal_for_want_of_memory_is_none(folder):
+    """What a file made us want is not bounded by it where only the system's limit stopped it."""
+    with pytest.raises(OSError) as caught, named_where_full(torch.device("cpu")):
+        raise MemoryError
+    assert oracle.complaint(caught.value, folder) == "it wanted more memory than files of this size may"
 
 
 ROOT = Path(__file__).parents[1]
