@@ -31,8 +31,8 @@ _LARGEST_SIZE = 2**24
 _LARGEST_HEAD = 1024  # what attention holds on the stack
 _LARGEST_EPSILON = 3.4e38
 _LARGEST_ID = 2**31  # of a token
-# Of n_positions * rotary_dim, whose table no file backs: 64 MB, 128 times that of the largest CodeGen.
-_LARGEST_ROTARY_TABLE = 2**24
+# Of n_positions * rotary_dim, whose table no file backs: 17 MB, 32 times that of the largest CodeGen.
+_LARGEST_ROTARY_TABLE = 2**22
 # Weights and cache are laid out by these; the others (token ids, use_cache) programs do set on a loaded model.
 _FIXED = frozenset(_SIZES) | {
     "rotary_dim", "layer_norm_epsilon", "activation_function", "tie_word_embeddings", "model_type"

@@ -23,6 +23,7 @@ from .weights.decoder_weights import DecoderWeights
 PREFILL_CHUNK = 512
 # The same on CUDA, where a chunk must keep thousands of tensor cores busy (16B: about 160 MB).
 CUDA_PREFILL_CHUNK = 2048
+_ROTARY_ROWS = 2048  # made at once: beside a table there is never a second one
 _ROW_PADDING = 16  # elements
 
 
@@ -276,8 +277,12 @@ def _rotary_table(n_positions: int, rotary_dim: int, device: torch.device) -> to
     """
     steps = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device="cpu")
     inverse = 1.0 / (10000 ** (steps / rotary_dim))
-    angles = torch.arange(n_positions, dtype=torch.float32, device="cpu")[:, None] * inverse[None, :]
-    return torch.cat([torch.cos(angles), torch.sin(angles)], dim=1).to(device)
+    table = torch.empty(n_positions, rotary_dim, dtype=torch.float32, device="cpu")
+    for first in range(0, n_positions, _ROTARY_ROWS):
+        part = table[first:first + _ROTARY_ROWS]
+        angles = torch.arange(first, first + len(part), dtype=torch.float32, device="cpu")[:, None] * inverse[None, :]
+        part.copy_(torch.cat([torch.cos(angles), torch.sin(angles)], dim=1))
+    return table.to(device)
 
 
 def chunks(lengths: list[int], size: int) -> list[list[tuple[int, int, int]]]:

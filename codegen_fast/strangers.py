@@ -36,8 +36,8 @@ def regular_file(path: Path, most_bytes: int | None = None) -> Path:
         raise OSError(f"{path} is a link that leads nowhere; put the file itself there") from None
     folder = path.parent.resolve()
     if not real.is_relative_to(folder) and not _is_blob(real):
-        raise ValueError(f"{path} links to {real}, outside its folder; put the file itself there, or link the whole "
-                         f"folder")
+        raise ValueError(f"{path} links to {one_line(real)}, outside its folder; put the file itself there, or link "
+                         f"the whole folder")
     if not real.is_file():
         raise OSError(f"{path} is not a file; expected a regular one")
     if most_bytes is not None and real.stat().st_size > most_bytes:
@@ -87,6 +87,12 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
     _check_values(value)
     return value
+
+
+def one_line(text: object, most: int = 200) -> str:
+    """A stranger's text, or a library's that may quote one, fit for a message: printable, on one line, cut short."""
+    line = " ".join(str(text).split())[:most]
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)[:most]
 
 
 def _is_blob(path: Path) -> bool:

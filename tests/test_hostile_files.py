@@ -17,12 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import reference
 import torch
 from checkpoints import make_checkpoint, write_tensors
 from tokenizers_small import write_tokenizer
 
 from codegen_fast import AutoModelForCausalLM, AutoTokenizer
 from codegen_fast.config import CodeGenConfig
+from codegen_fast.decoder import _rotary_table as rotary_table
 from codegen_fast.evaluation import humaneval, mtpb
 from codegen_fast.evaluation.comparison import compare
 from codegen_fast.evaluation.jsonl import Journal
@@ -30,8 +32,13 @@ from codegen_fast.evaluation.records import is_result, is_sample
 from codegen_fast.evaluation.run_folder import RunFolder, model_fingerprint
 from codegen_fast.generation.config import GenerationConfig
 from codegen_fast.generation.knobs import KNOBS
+from codegen_fast.memory import named_where_full
 from codegen_fast.strangers import parse_json, regular_file
 from codegen_fast.weights import open_checkpoint
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from reliability.hostile import oracle  # noqa: E402
 
 HOLE = 1 << 40  # bytes
 CONFIG = {"model_type": "codegen", "n_embd": 64, "n_head": 4, "rotary_dim": 8, "n_positions": 64}
@@ -54,7 +61,7 @@ def refused(error, message, call, *arguments):
     with little_memory(), pytest.raises(error, match=message) as caught:
         call(*arguments)
     text = str(caught.value)
-    assert "\n" not in text and len(text) < 800 and text.encode()
+    assert text.isprintable() and len(text) < 800
 
 
 # ---- What is no file of the folder ---------------------------------------------------------------
@@ -183,11 +190,21 @@ LONG = "a" * 100_000
 @pytest.mark.parametrize("changed", [
     {name: value} for name in ("model_type", "n_embd", "n_positions", "rotary_dim", "layer_norm_epsilon", "activation_function",
                                "tie_word_embeddings", "eos_token_id", "torch_dtype", "quantization_config")
-    for value in (LONG, [LONG], 10**4000)] + [{"hidden_size": 10**4000}, {"n_positions": 2**24}])
+    for value in (LONG, [LONG], 10**4000)] + [{"hidden_size": 10**4000}, {"n_positions": 2**20}])
 def test_a_configuration_of_odd_values(folder, changed):
     """n_positions: a table of as many rows would be made, which no file backs."""
     (folder / "config.json").write_text(json.dumps({**CONFIG, **changed}))
     refused(ValueError, "config.json: .* is ", CodeGenConfig.from_folder, folder)
+
+
+def test_the_largest_table_of_angles_is_made_once():
+    """Of what no file backs there is one, and never a second beside it; its values do not depend on how it is made."""
+    size = 2**22 // 8
+    with little_memory(26):
+        table = rotary_table(size, 8, torch.device("cpu"))
+    assert table.nbytes == 16 << 20
+    for places in (slice(0, 5000), slice(size - 5000, size)):
+        torch.testing.assert_close(table[places], reference.rotary_table(size, 8, torch.float32)[places], rtol=0, atol=2**-23)
 
 
 @pytest.mark.parametrize("name", ["num_beams", "num_return_sequences"])
@@ -309,7 +326,7 @@ REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
     ({"model": {"type": "BPE", "vocab": {"a": 4_000_000_000}, "merges": []}}, "gives the token 'a' the id 4000000000"),
     ({"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}, "gives the token 'a' the id -1"),
     ({"model": {"type": "BPE", "vocab": [], "merges": []}}, "its model has no vocab"),
-    ({"model": None}, "holds a NoneType tokenizer"),
+    ({"model": None}, "holds a 'NoneType' tokenizer"),
     *(({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [], name: "##"}}, f"has {name} = '##'; expected none")
       for name in ("continuing_subword_prefix", "end_of_word_suffix", "dropout")),
 ])
@@ -335,6 +352,8 @@ def test_a_tokenizer_configuration_of_odd_values(folder, changed):
 def test_a_compressed_file_that_unfolds_without_end(folder):
     path = folder / "data.jsonl.gz"
     path.write_bytes(gzip.compress(b" " * (300 << 20)))
+    refused(ValueError, "line 1 of .* has more than 16777216 bytes", humaneval.read_problems, str(path))
+    path.write_bytes(gzip.compress((b" " * (1 << 10) + b"\n") * (50 << 10)))
     refused(OSError, "unfolds to more than 100 times its size", humaneval.read_problems, str(path))
     path.write_bytes(gzip.compress(b"{}")[:10] + b"\xff" * 20)
     refused(OSError, "cannot be read", humaneval.read_problems, str(path))
@@ -363,6 +382,20 @@ def test_records_of_a_run_that_somebody_else_began(folder, changed):
     path.write_text(json.dumps({**SAMPLE, **changed}) + "\n")
     refused(ValueError, "line 1 of .* is no record of such a run", Journal, path, key,
             lambda record: is_sample(record, humaneval.JUDGED))
+
+
+@pytest.mark.parametrize("begin", ["", json.dumps(SAMPLE) + "\n"])
+@pytest.mark.parametrize("name, read", [
+    ("samples.jsonl", lambda path: Journal(path, humaneval.record_key([{"task_id": "a"}]))),
+    ("data.jsonl", lambda path: humaneval.read_problems(str(path))),
+])
+def test_lines_that_take_memory_and_no_disk(folder, name, read, begin):
+    path = folder / name
+    path.write_text(begin)
+    os.truncate(path, 500 << 20)
+    with little_memory(64):
+        refused(ValueError, f"line {2 if begin else 1} of .* has more than 16777216 bytes: expected one JSON object a line", read, path)
+    assert path.stat().st_size == 500 << 20
 
 
 def test_results_of_a_run_that_somebody_else_began():
@@ -422,12 +455,91 @@ def test_a_safetensors_header_that_lies(folder, checkpoint):
     name = "transformer.wte.weight"
     (folder / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
     for changed in ({"data_offsets": [0, 2**63]}, {"data_offsets": [2**64 - 1, 2**64 - 1]}, {"shape": [2**62, 4, 4]},
-                    {"shape": [2**63, 2]}, {"data_offsets": header["lm_head.weight"]["data_offsets"]}, {"dtype": "F4"}):
+                    {"shape": [2**63, 2]}, {"data_offsets": header["lm_head.weight"]["data_offsets"]}, {"dtype": "F4"},
+                    {"dtype": LONG}, {"dtype": "\x1b[2J"}):
         text = json.dumps({**header, name: {**header[name], **changed}}).encode()
         stream = io.BytesIO()
         stream.write(struct.pack("<Q", len(text)) + text + data[8 + length:])
         (folder / "model.safetensors").write_bytes(stream.getvalue())
         refused((OSError, ValueError), "model.safetensors", AutoModelForCausalLM.from_pretrained, folder)
+
+
+NAMES = [LONG, "\n\x1b[2J", "\udc00" * 100]
+
+
+def write_header(folder, header, data=b""):
+    """header: text, as JSON escapes of what is no text must come through."""
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header.encode() + data)
+
+
+@pytest.mark.parametrize("odd", NAMES)
+@pytest.mark.parametrize("header", ['{%s: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+                                    '{"a": {"dtype": %s, "shape": [1], "data_offsets": [0, 4]}}',
+                                    '{"a": {"dtype": "F32", "shape": %s, "data_offsets": [0, 4]}}',
+                                    '{"a": {"dtype": "F32", "shape": [%s], "data_offsets": [0, 4]}}',
+                                    '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [%s, 4]}}'])
+def test_a_message_quotes_no_more_of_a_header_than_can_be_read(folder, checkpoint, header, odd):
+    write_header(folder, header % json.dumps(odd), bytes(4))
+    (folder / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
+    refused((OSError, ValueError), "model.safetensors", AutoModelForCausalLM.from_pretrained, folder)
+
+
+def spoiled(checkpoint, **changes):
+    """Tensors of a checkpoint, all but the changed ones empty: shapes are looked at before values."""
+    source = open_checkpoint(checkpoint)
+    return {**{name: source.get(name) for name in source.names()}, **changes}
+
+
+@pytest.mark.parametrize("layout", ["safetensors", "bin"])
+@pytest.mark.parametrize("changes", [{LONG: torch.zeros(1)}, {"\n\x1b[2J" * 20: torch.zeros(1)},
+                                     {"transformer.wte.weight": torch.zeros([1] * 60)}])
+def test_a_message_quotes_no_more_of_a_tensor_than_can_be_read(folder, checkpoint, layout, changes):
+    write_tensors(folder, spoiled(checkpoint, **changes), layout)
+    (folder / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
+    refused(ValueError, "holds tensor|has shape", AutoModelForCausalLM.from_pretrained, folder)
+
+
+@pytest.mark.parametrize("name", ["a\nb.safetensors", "\x1b[2J.safetensors", "a" * 200 + ".safetensors"])
+def test_a_shard_whose_name_cannot_be_told(folder, name):
+    write_tensors(folder, {"a": torch.zeros(4)}, "safetensors")
+    (folder / "model.safetensors").rename(folder / name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"b": name}}))
+    refused(ValueError, "names the shard .* expected the name of a file", open_checkpoint, folder)
+
+
+@pytest.mark.parametrize("name", ["a\nb", LONG, "\x1b[2J"])
+def test_problems_that_are_there_twice(folder, name):
+    for read, problem in ((humaneval.read_problems, {"task_id": name, "prompt": "a", "entry_point": "a", "test": "a"}),
+                          (mtpb.read_problems, {"id": name, "prompts": ["a"], "inputs": [], "outputs": []})):
+        (folder / "data.jsonl").write_text((json.dumps(problem) + "\n") * 2)
+        refused(ValueError, "of an earlier one", read, str(folder / "data.jsonl"))
+
+
+def test_a_link_whose_target_cannot_be_told(folder):
+    (folder / "config.json").symlink_to(folder.parent / "a\nb")
+    (folder.parent / "a\nb").write_text("{}")
+    refused(ValueError, "outside its folder", CodeGenConfig.from_folder, folder)
+
+
+def test_a_fingerprint_of_a_name_that_is_no_text(folder):
+    (folder / os.fsdecode(b"\xff.bin")).write_bytes(b"a")
+    assert len(model_fingerprint(folder)) == 16
+
+
+def test_a_packed_checkpoint_of_an_odd_version(folder, small_model, checkpoint):
+    small_model.save_pretrained(folder, packed=True)
+    config = json.loads((folder / "config.json").read_text())
+    packed = config["quantization_config"]["packed"]
+    packed.update(layout=dict.fromkeys(packed["layout"], "\n" * 9), version="\x1b[2J\n" * 9)
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(ValueError, "packed in layout", AutoModelForCausalLM.from_pretrained, folder)
+
+
+def test_a_refusal_for_want_of_memory_is_none(folder):
+    """What a file made us want is not bounded by it where only the system's limit stopped it."""
+    with pytest.raises(OSError) as caught, named_where_full(torch.device("cpu")):
+        raise MemoryError
+    assert oracle.complaint(caught.value, folder) == "it wanted more memory than files of this size may"
 
 
 ROOT = Path(__file__).parents[1]

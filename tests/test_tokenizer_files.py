@@ -168,7 +168,7 @@ def test_bad_settings(folder, tmp_path):
     ("json", "tokenizer.json", b"", "tokenizer.json is not valid JSON"),
     ("json", "tokenizer.json", b'{"model": {"type": "BPE"}}', "tokenizer.json is not a tokenizer file"),
     ("json", "tokenizer.json", b'{"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}',
-     "holds a WordLevel tokenizer, expected a byte-level BPE"),
+     "holds a 'WordLevel' tokenizer, expected a byte-level BPE"),
     ("json", "tokenizer_config.json", b"{", "tokenizer_config.json is not valid JSON"),
     ("json", "tokenizer_config.json", b"\xff\xfe", "tokenizer_config.json is not UTF-8"),
     ("json", "tokenizer_config.json", b"[1]", "holds a list; expected a JSON object"),

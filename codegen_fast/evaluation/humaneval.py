@@ -34,7 +34,7 @@ def read_problems(data: str | None) -> list[Record]:
         if not problem["prompt"]:
             raise ValueError(f"{where} has an empty prompt")
         if problem["task_id"] in seen:
-            raise ValueError(f"{where} has the task_id of an earlier one: {problem['task_id']:.80}")
+            raise ValueError(f"{where} has the task_id of an earlier one: {problem['task_id']!r:.80}")
         seen.add(problem["task_id"])
     return problems
 

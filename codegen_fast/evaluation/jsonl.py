@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..strangers import parse_json
+from ..strangers import one_line, parse_json
 
 Record = dict[str, Any]
 _MOST_UNFOLDED = 100  # times a compressed file's size; HumanEval's unfolds to five times
+_MOST_LINE_BYTES = 16 << 20  # a record has some kilobytes; a hole in a file, which takes no disk, has no line breaks
 
 
 def read_records(path: str | os.PathLike, option: str) -> list[Record]:
@@ -25,11 +26,14 @@ def read_records(path: str | os.PathLike, option: str) -> list[Record]:
     if path.exists() and not path.is_file():  # a pipe or a device has no end; where a link leads is what the user meant
         raise OSError(f"{option} {path} cannot be read: it is no regular file")
     try:
-        data = _decompressed(path) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            lines = _lines(file, f"{option} {path}")
+            if path.suffix == ".gz":
+                lines = _unfolded(lines, _MOST_UNFOLDED * path.stat().st_size)
+            records = [record for _, record in _parsed(lines, f"{option} {path}")]
     except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or one_line(error)
         raise OSError(f"{option} {path} cannot be read: {reason}") from None
-    records = [record for _, record in _parsed(data, f"{option} {path}")]
     if not records:
         raise ValueError(f"{option} {path} is empty: expected one JSON object a line")
     return records
@@ -74,11 +78,22 @@ class Journal:
             raise OSError(f"{path} cannot be opened: {reason}") from None
 
     def _recover(self) -> None:
-        data = self.path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            self._file.truncate(whole)
-        for number, record in _parsed(data[:whole], str(self.path)):
+        with open(os.dup(self._file.fileno()), "rb") as file:
+            file.seek(0)
+            self._take(_parsed(self._whole_lines(_lines(file, str(self.path))), str(self.path)))
+
+    def _whole_lines(self, lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+        """All but what somebody had begun to write at the end, which is taken off the file."""
+        whole = 0
+        for number, line in lines:
+            if not line.endswith(b"\n"):
+                self._file.truncate(whole)
+                return
+            whole += len(line)
+            yield number, line
+
+    def _take(self, records: Iterator[tuple[int, Record]]) -> None:
+        for number, record in records:
             try:
                 key = self._key(record)
             except (KeyError, TypeError):
@@ -133,19 +148,29 @@ def open_own(path: Path) -> BinaryIO:
     return open(descriptor, "ab+", buffering=0)
 
 
-def _decompressed(path: Path) -> bytes:
-    """A gzip file's contents. OSError where they are far larger than the file: problems' texts are not."""
-    most = _MOST_UNFOLDED * path.stat().st_size
-    with gzip.open(path) as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise OSError(f"it unfolds to more than {_MOST_UNFOLDED} times its size")
-    return data
+def _lines(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
+    """(number, line) of each, its break included. ValueError for one that no record is as large as."""
+    number = 0
+    while line := file.readline(_MOST_LINE_BYTES + 1):
+        number += 1
+        if len(line) > _MOST_LINE_BYTES:
+            raise ValueError(f"line {number} of {name} has more than {_MOST_LINE_BYTES} bytes: expected one JSON object a line")
+        yield number, line
 
 
-def _parsed(data: bytes, name: str) -> Iterator[tuple[int, Record]]:
+def _unfolded(lines: Iterator[tuple[int, bytes]], most: int) -> Iterator[tuple[int, bytes]]:
+    """OSError where a compressed file's lines are far larger than the file: problems' texts are not."""
+    total = 0
+    for number, line in lines:
+        total += len(line)
+        if total > most:
+            raise OSError(f"it unfolds to more than {_MOST_UNFOLDED} times its size")
+        yield number, line
+
+
+def _parsed(lines: Iterator[tuple[int, bytes]], name: str) -> Iterator[tuple[int, Record]]:
     """(line number, object) of each line that is not blank."""
-    for number, line in enumerate(data.split(b"\n"), 1):
+    for number, line in lines:
         if not line.strip():
             continue
         try:

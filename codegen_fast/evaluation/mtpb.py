@@ -13,6 +13,7 @@ from string import Formatter
 from typing import Any
 
 from ..memory import available_bytes, cache_bytes
+from ..strangers import one_line
 from .jsonl import Record, as_number, read_records, require_fields
 from .rows import Completer, Prompt, problem_seed, runs_of
 from .units import Unit
@@ -37,7 +38,7 @@ def read_problems(data: str) -> list[Record]:
         where = f"problem {number} of --data {data}"
         require_fields(problem, _FIELDS, where)
         if problem["id"] in seen:
-            raise ValueError(f"{where} has the id of an earlier one: {problem['id']:.80}")
+            raise ValueError(f"{where} has the id of an earlier one: {problem['id']!r:.80}")
         seen.add(problem["id"])
         length = problem.get("max_gen_length")
         if length is not None and (type(length) is not int or length < 1):
@@ -49,7 +50,7 @@ def read_problems(data: str) -> list[Record]:
                 turns(problem, case)
             except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
                 raise ValueError(f"{where}: input {case} ({problem['inputs'][case]!r:.60}) does not fill the prompts: "
-                                 f"{type(error).__name__} {str(error)[:100]}") from None
+                                 f"{type(error).__name__} {one_line(error, 100)}") from None
     return problems
 
 

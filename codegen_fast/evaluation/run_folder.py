@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..strangers import is_there, read_json_object, regular_file
+from ..strangers import is_there, one_line, read_json_object, regular_file
 from .jsonl import open_own
 from .settings import FREE, GROWING
 
@@ -114,7 +114,7 @@ def model_fingerprint(folder: Path) -> str:
         real = regular_file(path)
         size = real.stat().st_size
         with open(real, "rb") as file:
-            digest.update(f"{path.name} {size} ".encode() + file.read(1 << 16))
+            digest.update(os.fsencode(f"{path.name} {size} ") + file.read(1 << 16))
             for piece in range(_PIECES):
                 file.seek((size - _PIECE_BYTES) * (piece + 1) // _PIECES if size > _PIECE_BYTES else 0)
                 digest.update(file.read(_PIECE_BYTES))
@@ -128,5 +128,5 @@ def _holds(now: Any, then: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    text = "nothing" if value is None else " ".join(value.split()) if isinstance(value, str) else json.dumps(value)
+    text = "nothing" if value is None else one_line(value if isinstance(value, str) else json.dumps(value), 81)
     return text if len(text) <= 80 else f"{text[:80]}..."

@@ -189,7 +189,7 @@ class Settings:
                           ("forced_eos_token_id", self.forced_eos_token_ids)):
             outside = [i for i in ids if i >= vocab_size]
             if outside:
-                raise ValueError(f"{name} names token {outside[0]}, outside the vocabulary: ids are 0 to "
+                raise ValueError(f"{name} names token {outside[0]!r:.40}, outside the vocabulary: ids are 0 to "
                                  f"{vocab_size - 1}")
 
     def length_warnings(self, columns: int, steps: int) -> list[str]:
@@ -270,7 +270,7 @@ def _require_consistent(settings: Settings) -> None:
                          "are: raise num_beams")
     forced = settings.forced_eos_token_ids
     if forced and set(forced) <= set(settings.suppress_tokens):
-        raise ValueError(f"forced_eos_token_id={list(forced)} is also in suppress_tokens, so that no token would be "
+        raise ValueError(f"forced_eos_token_id={list(forced)!r:.80} is also in suppress_tokens, so that no token would be "
                          "left at the end: take it out of one of them")
     if settings.exponential_decay_length_penalty is not None and not settings.eos_token_ids:
         raise ValueError("exponential_decay_length_penalty needs eos_token_id, the token whose logit it raises")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from ..strangers import MOST_TEXT_BYTES, is_there, read_json_object, regular_file
+from ..strangers import MOST_TEXT_BYTES, is_there, one_line, read_json_object, regular_file
 from .pipeline import check_pipeline, check_vocabulary
 
 WANTED_FILES = (
@@ -173,7 +173,7 @@ def _load(complaint: str, read, *paths: str):
     except BaseException as error:  # plain Exception for all it cannot parse, and panics, which are no Exception
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise
-        raise ValueError(f"{complaint}: {' '.join(str(error).split())[:200]}") from error
+        raise ValueError(f"{complaint}: {one_line(error)}") from error
 
 
 def _add_listed_tokens(backend: Tokenizer, folder: Path, config: dict, special: list[str]) -> None:

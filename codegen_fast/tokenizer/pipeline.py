@@ -27,7 +27,7 @@ def check_pipeline(values: dict[str, Any], path: Path) -> None:
     model = values.get("model")
     kind = model.get("type", "BPE") if isinstance(model, dict) else type(model).__name__
     if kind != "BPE":
-        raise ValueError(f"{path} holds a {kind!s:.80} tokenizer, expected a byte-level BPE")
+        raise ValueError(f"{path} holds a {kind!r:.80} tokenizer, expected a byte-level BPE")
     vocab = model.get("vocab")
     if not isinstance(vocab, dict):
         raise ValueError(f"{path} is not a tokenizer file: its model has no vocab, expected an object of tokens and ids")

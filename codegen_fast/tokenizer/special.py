@@ -16,8 +16,8 @@ def _text_property(name: str) -> property:
         # The sampling script of the CodeGen repository writes `tokenizer.pad_token = 50256`: an id.
         self._named[name] = self._text_of_id(name, token) if isinstance(token, int) else token_text(token, name)
         if self._named[name] is not None and self._backend.token_to_id(self._named[name]) is None:
-            warnings.warn(f"{name} = {token!r} is not in the vocabulary, so its id is that of the unknown token; "
-                          f"add it with tokenizer.add_special_tokens({{{name!r}: {token!r}}})", stacklevel=2)
+            warnings.warn(f"{name} = {token!r:.80} is not in the vocabulary, so its id is that of the unknown token; "
+                          f"add it with tokenizer.add_special_tokens({{{name!r}: {token!r:.80}}})", stacklevel=2)
 
     return property(get, set_, doc=f"The {name} as text, or None; also accepts a token id.")
 

@@ -15,7 +15,7 @@ from typing import Mapping, Protocol
 import torch
 
 from ..config import CodeGenConfig
-from ..strangers import is_there, read_json_object, regular_file
+from ..strangers import is_there, one_line, read_json_object, regular_file
 from . import layout
 from .bin_places import places_of_mapped
 from .file_tensors import CheckpointFile, StoredTensor
@@ -24,6 +24,7 @@ from .safetensors_reader import read_header
 
 _INDEX_SUFFIX = ".index.json"
 _MOST_SHARED = 8  # tensors that hold the same values, on an average: CodeGen has two at most
+_LONGEST_NAME = 128  # of a shard: messages name two
 _LFS_POINTER = b"version https://git-lfs"
 # The magic number that opens a file of torch.save before 1.6: a pickle, not a zip.
 _OLD_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
@@ -152,9 +153,9 @@ def _open_bin(path: Path) -> TensorSource:
         # torch's message tells at length how to switch the protection off; its last sentence names the culprit.
         culprit = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
         raise ValueError(f"{path} holds something that is not a tensor, and nothing in it was run "
-                         f"({culprit.strip() or 'its pickle is broken'}); get the weights as safetensors") from None
+                         f"({one_line(culprit, 80) or 'its pickle is broken'}); get the weights as safetensors") from None
     except Exception as error:  # a broken pickle can bring about any
-        raise OSError(f"{path} is cut off or damaged ({type(error).__name__}: {' '.join(str(error).split())[:200]}); "
+        raise OSError(f"{path} is cut off or damaged ({type(error).__name__}: {one_line(error)}); "
                       f"download it again") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a dict of tensors by name")
@@ -221,7 +222,8 @@ def _open_shards(index: Path, open_file: Callable[[Path], TensorSource]) -> _Sha
 
 def _shard_path(index: Path, file: str) -> Path:
     """The path of a shard that an index names. Only files of the index's own folder are opened."""
-    if Path(file).name != file or file in ("", ".", "..") or "\\" in file or "\0" in file:
+    is_name = Path(file).name == file and file not in ("", ".", "..") and "\\" not in file and file.isprintable()
+    if not is_name or len(file) > _LONGEST_NAME:
         raise ValueError(f"{index} names the shard {file!r:.80}; expected the name of a file in the same folder")
     path = index.parent / file
     try:
@@ -263,7 +265,7 @@ def _check_bin(path: Path) -> Path:
             stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
             content = archive.read(pickles[0]) if len(pickles) == 1 and stored else b""
     except Exception as error:  # a lying directory can bring about any: of zipfile, of struct, of the system
-        raise OSError(f"{path} is cut off or damaged ({type(error).__name__}: {str(error)[:200]}); "
+        raise OSError(f"{path} is cut off or damaged ({type(error).__name__}: {one_line(error)}); "
                       f"download it again") from None
     if not stored:
         raise OSError(f"{path} is a compressed zip, which cannot be memory-mapped; write it with torch.save")
@@ -280,7 +282,7 @@ def _check_backed(tensors: Mapping[str, torch.Tensor], file_bytes: int, path: Pa
     """Tensors may share values (tied weights do), but a small file must not stand for a large model."""
     for name, tensor in tensors.items():
         if tensor.nbytes > tensor.untyped_storage().nbytes():
-            raise ValueError(f"tensor {name!r:.80} of {path} has shape {tuple(tensor.shape)} over "
+            raise ValueError(f"tensor {name!r:.80} of {path} has shape {tuple(tensor.shape)!r:.80} over "
                              f"{tensor.untyped_storage().nbytes()} bytes of values; expected each value in the file")
     total = sum(tensor.nbytes for tensor in tensors.values())
     if total > _MOST_SHARED * file_bytes:

@@ -18,6 +18,7 @@ from .. import ops
 from ..config import CodeGenConfig
 from ..memory import check_fits, packed_kind
 from ..quantization import packed_kinds, parse_quantization, require_backend, require_stored
+from ..strangers import one_line
 from . import layout
 from .checkpoint import TensorSource
 from .decoder_weights import DecoderWeights, LayerWeights
@@ -249,7 +250,7 @@ def _require_layout(config: CodeGenConfig, source: TensorSource) -> None:
         own = packed_layout(kind)
         if stored.get(kind) != own:
             raise ValueError(f"{source.describe()} holds {kind} weights packed in layout {stored.get(kind)!r:.80}, and the CPU "
-                             f"kernels here have {own!r}: load it with codegen_fast {version:.40}, which wrote it, and save it "
+                             f"kernels here have {own!r}: load it with codegen_fast {one_line(version, 40)}, which wrote it, and save it "
                              f"with save_pretrained(folder, packed=False), or quantise the original again")
 
 
@@ -264,16 +265,16 @@ def _check_tensors(config: CodeGenConfig, source: TensorSource, *, lm_head: bool
                              f"asks for; the files are incomplete or of another model")
         where = f"tensor {spec.name!r} of {source.describe(spec.name)}"
         if source.shape(spec.name) != spec.shape:
-            raise ValueError(f"{where} has shape {source.shape(spec.name)}; expected {spec.shape} by the config")
+            raise ValueError(f"{where} has shape {source.shape(spec.name)!r:.80}; expected {spec.shape} by the config")
         dtype = source.dtype(spec.name)
         if dtype not in spec.dtypes:
             expected = " or ".join(packed_kind(d, None) for d in spec.dtypes)
-            raise ValueError(f"{where} is {str(dtype).removeprefix('torch.')}; expected {expected}")
+            raise ValueError(f"{where} is {one_line(dtype, 40).removeprefix('torch.')}; expected {expected}")
         known.add(spec.name)
         total += math.prod(spec.shape) * dtype.itemsize
     extra = sorted(name for name in names - known if not layout.is_buffer(name))
     if extra:
         others = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
-        raise ValueError(f"{source.describe(extra[0])} holds tensor {extra[0]!r}{others}, which a "
+        raise ValueError(f"{source.describe(extra[0])} holds tensor {extra[0]!r:.80}{others}, which a "
                          f"{config.model_type} model of this config does not have; the files are of another model")
     return total

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
 import torch
 
+from ..strangers import parse_json
 from .file_tensors import CheckpointFile, StoredTensor
 
 _DTYPES = {
@@ -15,6 +15,7 @@ _DTYPES = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 _MOST_HEADER_BYTES = 16 << 20  # that of the largest model takes 50 kB
+_MOST_DIMENSIONS = 64  # numpy's limit; the product of a million sizes takes hours
 
 
 def read_header(file: CheckpointFile) -> dict[str, StoredTensor]:
@@ -54,34 +55,27 @@ def _places(file: CheckpointFile) -> dict[str, StoredTensor]:
 
 def _parse(text: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(text, object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise _Broken(f"its header is not valid JSON: {str(error)[:100]}") from None
+        header = parse_json(text)
+    except ValueError as error:
+        raise _Broken(f"its header is not valid JSON: {error}") from None
     if not isinstance(header, dict):
         raise _Broken(f"its header is a {type(header).__name__}, expected an object")
     return header
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise _Broken("its header holds a name twice")
-    return values
 
 
 def _place(name: str, entry: Any, data: int) -> StoredTensor:
     """data: where the tensors' bytes begin."""
     try:
         stored, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        sizes = [*shape, begin, end]
     except (TypeError, KeyError, ValueError):
         raise _Broken(f"tensor {name!r:.100} lacks its dtype, shape or data_offsets") from None
-    if not isinstance(stored, str) or not all(type(size) is int and 0 <= size < 2**63 for size in sizes) or begin > end:
-        raise _Broken(f"tensor {name!r:.100} has the dtype {stored!r:.20}, shape {str(shape):.60} and bytes "
+    is_sound = isinstance(stored, str) and isinstance(shape, list) and len(shape) <= _MOST_DIMENSIONS
+    if not is_sound or not all(type(size) is int and 0 <= size < 2**63 for size in (*shape, begin, end)) or begin > end:
+        raise _Broken(f"tensor {name!r:.100} has the dtype {stored!r:.20}, shape {shape!r:.60} and bytes "
                       f"{begin!r:.20} to {end!r:.20}")
     dtype = _DTYPES.get(stored, stored)
     if isinstance(dtype, torch.dtype) and math.prod(shape) * dtype.itemsize != end - begin:
-        raise _Broken(f"tensor {name!r:.100} of type {stored} and shape {str(shape):.60} has {end - begin} bytes")
+        raise _Broken(f"tensor {name!r:.100} of type {stored} and shape {shape!r:.60} has {end - begin} bytes")
     strides = [1]
     for size in reversed(shape[1:]):
         strides.append(strides[-1] * size)

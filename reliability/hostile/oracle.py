@@ -17,6 +17,8 @@ ALLOWED = (ValueError, TypeError, OSError, NotImplementedError)
 _PACKAGE = str(Path(codegen_fast.__file__).parent) + os.sep
 _RAISE = dis.opmap["RAISE_VARARGS"]
 _MOST_CHARACTERS = 600  # beside paths: two sentences and a value that is cut short
+# What our errors say, and the system's, where memory ran out: a refusal in form, and an allocation beyond the files' size.
+_OUT_OF_MEMORY = ("is full", "does not fit the memory", "not be mapped", "annot allocate", "can't allocate")
 
 
 def complaint(error: BaseException, folder: Path) -> str | None:
@@ -27,12 +29,10 @@ def complaint(error: BaseException, folder: Path) -> str | None:
     if not where.startswith("codegen_fast/") or not raised_here:
         return f"{type(error).__name__} was not raised by the package on purpose"
     text = str(error)
-    if not text.strip() or "\n" in text:
-        return "the message is empty or more than a line"
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return "the message cannot be printed: it holds a lone surrogate"
+    if not text.strip() or not text.isprintable():
+        return "the message is empty, more than a line, or cannot be printed"
+    if any(sign in text for sign in _OUT_OF_MEMORY):
+        return "it wanted more memory than files of this size may"
     rest = text.replace(str(folder), "")
     if len(rest) > _MOST_CHARACTERS:
         return f"the message has {len(rest)} characters"
