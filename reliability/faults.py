@@ -59,6 +59,7 @@ TRIALS: dict[str, Trial] = {
     "the disk is full while saving": Trial(disk.full, 12, 2),
     "a checkpoint file changes while it is read": Trial(files.changed_while_read, 144, 12),
     "a Hub that stops answering": Trial(hub.silent, 1, 1),
+    "a Hub that falls silent after some answers": Trial(hub.silent_after, 8, 1),
 }
 
 

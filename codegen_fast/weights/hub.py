@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import threading
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Sequence
+from typing import Any, Iterator, Sequence
 
 CONFIG_PATTERNS = ("config.json", "generation_config.json")
 SAFETENSORS_PATTERNS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
@@ -38,17 +40,10 @@ def resolve(path_or_repo: str | os.PathLike, patterns: Sequence[str] = CHECKPOIN
         raise OSError(f"there is no folder {name!r}, and it is not a Hub id either (expected the form "
                       f"'Salesforce/codegen-350M-mono')")
     options = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
-    if not _is_offline(options) and _is_silent(name, options):
-        options |= {"local_files_only": True}
-        instead = "the Hub does not answer and it is not (wholly) in the cache; try again later, or give a folder"
-    elif _is_offline(options):
-        instead = "it is not (wholly) in the cache and downloads are off; allow them, or give a folder"
-    else:
-        instead = "the Hub cannot be reached and it is not (wholly) in the cache; connect, or give a folder"
-    snapshot = _download(name, [p for p in patterns if p not in BIN_PATTERNS], options, instead)
+    snapshot = _download(name, [p for p in patterns if p not in BIN_PATTERNS], options)
     bins = [p for p in patterns if p in BIN_PATTERNS]
     if bins and not any(next(snapshot.glob(p), None) for p in SAFETENSORS_PATTERNS):
-        snapshot = _download(name, bins, options, instead)
+        snapshot = _download(name, bins, options)
     return snapshot
 
 
@@ -56,29 +51,66 @@ def _is_offline(options: dict) -> bool:
     return options["local_files_only"] or os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
 
 
-def _is_silent(repo: str, options: dict) -> bool:
-    """Whether the Hub takes a question and does not answer in time: snapshot_download would wait for it for ever."""
-    from huggingface_hub import HfApi, constants
+_changing_clients = threading.Lock()
 
+
+@contextmanager
+def _answered_in_time(repo: str) -> Iterator[None]:
+    """Within it, a question about `repo` that huggingface_hub would wait for without end may be HF_HUB_ETAG_TIMEOUT silent.
+
+    Of its questions those for a revision, for a list of files and for a token of its storage have no limit, and
+    snapshot_download takes none for them; where it has one, as for files, that stays. Others' questions stay as they are.
+    """
+    from huggingface_hub import constants, get_session
+
+    client, seconds = get_session(), constants.HF_HUB_ETAG_TIMEOUT
+    if not hasattr(client, "event_hooks"):  # huggingface_hub before 1.0, on requests: a client for each thread
+        send = client.send
+        client.send = lambda request, **options: send(request, **{**options, "timeout": options.get("timeout") or seconds})
+        try:
+            yield
+        finally:
+            del client.send
+        return
+
+    def limit(request: Any) -> None:
+        if repo in request.url.path and request.method in ("GET", "HEAD"):
+            limits = request.extensions.get("timeout", {})
+            kinds = ("connect", "read", "write", "pool")  # read: between two pieces of an answer, not for the whole of it
+            request.extensions["timeout"] = {kind: seconds if limits.get(kind) is None else limits[kind] for kind in kinds}
+
+    # The client is everybody's. Its list of hooks is replaced, never changed: a thread may be going through it.
+    with _changing_clients:
+        client.event_hooks = {**client.event_hooks, "request": [*client.event_hooks["request"], limit]}
     try:
-        HfApi(token=options["token"]).repo_info(repo, revision=options["revision"], timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    except Exception as error:  # snapshot_download meets it again, where it is named
-        return _is_timeout(error)
-    return False
+        yield
+    finally:
+        with _changing_clients:
+            left = [hook for hook in client.event_hooks["request"] if hook is not limit]
+            client.event_hooks = {**client.event_hooks, "request": left}
 
 
-def _is_timeout(error: Exception) -> bool:
+def _is_timeout(error: BaseException) -> bool:
     """By its name: which HTTP library the Hub's client is built on differs from version to version."""
     return "Timeout" in type(error).__name__
 
 
-def _download(repo: str, patterns: list[str], options: dict, instead: str) -> Path:
-    """instead: what to say where the cache would have to serve and cannot."""
+def _not_in_cache(error: Exception, options: dict) -> str:
+    """What to say where the cache would have to serve and cannot."""
+    if _is_offline(options):
+        return "it is not (wholly) in the cache and downloads are off; allow them, or give a folder"
+    if error.__cause__ is not None and _is_timeout(error.__cause__):
+        return "the Hub does not answer and it is not (wholly) in the cache; try again later, or give a folder"
+    return "the Hub cannot be reached and it is not (wholly) in the cache; connect, or give a folder"
+
+
+def _download(repo: str, patterns: list[str], options: dict) -> Path:
     # Imported here: it takes longer to import than the rest of the package, and a folder needs none of it.
     from huggingface_hub import errors, snapshot_download
 
     try:
-        return Path(snapshot_download(repo, allow_patterns=patterns, **options))
+        with nullcontext() if _is_offline(options) else _answered_in_time(repo):
+            return Path(snapshot_download(repo, allow_patterns=patterns, **options))
     except errors.GatedRepoError as error:
         reason = ("it is gated; ask for access on its page and pass token=", error)
     except errors.RepositoryNotFoundError as error:
@@ -86,7 +118,7 @@ def _download(repo: str, patterns: list[str], options: dict, instead: str) -> Pa
     except errors.RevisionNotFoundError as error:
         reason = (f"the repository has no revision {options['revision']!r}", error)
     except errors.LocalEntryNotFoundError as error:
-        reason = (instead, error)
+        reason = (_not_in_cache(error, options), error)
     # HFValidationError is a ValueError; the HTTP library's own errors are no OSError.
     except (OSError, errors.HFValidationError, errors.HTTPError) as error:
         reason = (" ".join(str(error).split()), error)

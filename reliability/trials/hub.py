@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,7 +28,9 @@ _FILES = ("config.json", "generation_config.json", "model.safetensors")
 _LOADER = """
 import json, sys
 import torch
+from huggingface_hub import file_download
 from codegen_fast import AutoModelForCausalLM
+file_download._ETAG_RETRY_TIMEOUT = 1  # of the client's six tries after the first: a minute each, whatever it is told
 try:
     model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
     print(json.dumps({"tokens": model.generate([json.loads(sys.argv[2])], max_new_tokens=8, eos_token_id=None).tolist()}))
@@ -39,7 +42,8 @@ except OSError as error:
 class _Hub(ThreadingHTTPServer):
     """Serves the files of a folder as the Hub does, as far as its client needs it.
 
-    silent: accepts connections and answers nothing. stops: as often it falls silent after three quarters of the weights.
+    silent: accepts connections and answers nothing. answers: falls silent after so many. stops: as often it falls silent
+    after three quarters of the weights.
     """
 
     daemon_threads = True
@@ -48,7 +52,10 @@ class _Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Answer)
         self.folder = folder
         self.silent = False
+        self.answers: int | None = None
+        self.asked = 0  # questions about the repository
         self.stops = 0
+        self.counting = threading.Lock()
         self.released = threading.Event()  # ends what waits
         self.ranges: list[int] = []  # first bytes of the weights that were asked for
 
@@ -73,7 +80,10 @@ class _Answer(BaseHTTPRequestHandler):
     def _answer(self, body: bool) -> None:
         hub = self.server
         self.close_connection = True
-        if hub.silent:
+        with hub.counting:
+            hub.asked += _REPO in self.path  # the client asks about other things as well
+            silent = hub.silent or (hub.answers is not None and hub.asked > hub.answers)
+        if silent:
             hub.released.wait()
             return
         if self.path.startswith(f"/api/models/{_REPO}"):
@@ -181,6 +191,33 @@ def silent(subject: Subject, times: int) -> str:
     subject.require_usable()
     return (f"OSError that says so, within the client's time; where it was silent once, the download goes on at byte "
             f"{ranges[1]:,} of {size:,}; then the cache serves")
+
+
+def silent_after(subject: Subject, times: int) -> str:
+    """The Hub falls silent for good after so many answers, from 1 on: for the revision, the list of files, the head or the
+    bytes of a file, and again for the weights."""
+    expected = subject.model.generate([subject.ids], max_new_tokens=8, eos_token_id=None)
+    with tempfile.TemporaryDirectory() as folder:
+        served = Path(folder) / "served"
+        subject.model.save_pretrained(served)
+        with _served(served) as hub:
+            _require_loaded(_load(hub.address, str(Path(folder) / "whole"), subject.ids), expected)
+            questions = hub.asked
+        # Nearly all of their time is the client's, which tries six times: they wait together, few at once as each loads torch.
+        assert times < questions, f"a whole load asks {questions} questions"
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(lambda n: _load_until_silent(served, Path(folder) / f"cache-{n}", subject.ids, n),
+                          range(1, times + 1)))  # fmt: skip
+    subject.require_usable()
+    return f"OSError that says so, each time (a whole load asks {questions} questions)"
+
+
+def _load_until_silent(served: Path, cache: Path, ids: list[int], answers: int) -> None:
+    with _served(served) as hub:
+        hub.answers = answers
+        found = _load(hub.address, str(cache), ids)
+    reasons = ("the Hub does not answer and it is not", "the Hub stopped answering; ask again")
+    assert any(reason in str(found.get("error")) for reason in reasons), (answers, found)
 
 
 def _require_refused(found: dict[str, object], reason: str) -> None:
