@@ -40,8 +40,8 @@ def load(folder: Path, quantization: str | None, *, cold: bool, dtype: str = "au
 def busyness(loads: list[dict[str, Any]], cores: int) -> str:
     """How busy the machine was, as a sentence of the page."""
     averages = [each["load_average"] for each in loads]
-    return (f"The system's load average was {min(averages):.1f} to {max(averages):.1f} on {cores} cores as the loads began, this "
-            f"work included; processor seconds are those of the processes alone.")
+    return (f"The system's load average was {min(averages):.1f} to {max(averages):.1f} on {cores} cores as the loads began, "
+            f"this work included; processor seconds are those of the processes alone.")
 
 
 def read_plainly(folder: Path, *, cold: bool) -> dict[str, float]:

@@ -125,8 +125,8 @@ def kill_saves(work: Path, kills: int, seed: int) -> dict[str, Any]:
     progress.close()
     saver.save(now)
     leftover = sorted(path.name for path in folder.parent.iterdir() if path != folder)
-    return {"kills": kills, "ended_before_the_kill": ended, **counts, "mixed": mixed, "left_behind_after_the_next_save": leftover,
-            "save_seconds": seconds, "states_that_come_back": states}  # fmt: skip
+    return {"kills": kills, "ended_before_the_kill": ended, **counts, "mixed": mixed,
+            "left_behind_after_the_next_save": leftover, "save_seconds": seconds, "states_that_come_back": states}  # fmt: skip
 
 
 def transformers_tokens(work: Path) -> dict[str, bool]:
@@ -217,20 +217,20 @@ def section(found: dict[str, Any]) -> str:
     lines = [
         f"{killed['kills']} saves of the demo model, each over a save of another state ({len(_STATES)} states: "
         f"{'; '.join(_STATES)}), were ended by `kill -9` at a random moment of their "
-        f"{1e3 * min(seconds):.0f} to {1e3 * max(seconds):.0f} ms ({killed['ended_before_the_kill']} more had ended before it, and "
-        f"do not count). The folder then held the old model {killed['old']} times and "
+        f"{1e3 * min(seconds):.0f} to {1e3 * max(seconds):.0f} ms ({killed['ended_before_the_kill']} more had ended before it, "
+        f"and do not count). The folder then held the old model {killed['old']} times and "
         f"the new {killed['new']} times, by its logits bit for bit, and anything else {killed['mixed']} times. "
         "`tests/test_save_replacement.py` kills a save at every single request that it makes to the disk.\n",
-        "The limit of that: it takes a system that exchanges the names of two folders (Linux). Into the working directory, a mount "
-        "point, a folder whose parent may not be written, or elsewhere, the files are renamed one after another, `config.json` "
-        "first and last: a kill within these renames leaves neither the old nor the new but a folder without `config.json`, which "
-        "no reader takes for a model, and never a mixture (tried at every request as well). An error in the middle takes them "
-        "back.\n",
+        "The limit of that: it takes a system that exchanges the names of two folders (Linux). Into the working directory, a "
+        "mount point, a folder whose parent may not be written, or elsewhere, the files are renamed one after another, "
+        "`config.json` first and last: a kill within these renames leaves neither the old nor the new but a folder without "
+        "`config.json`, which no reader takes for a model, and never a mixture (tried at every request as well). An error in the "
+        "middle takes them back.\n",
         f"transformers loads the unquantised saves and gives the same greedy tokens: {', '.join(same)}.\n",
         f"Loading the {found['size']} shape (random weights) from the float16 original, from a save in rows "
         "(`packed=False`), and from one that holds the weights packed as the CPU kernels read them, each after a plain reading "
-        f"of the same files. Seconds are medians of {len(found['loads'][0]['runs'])} runs, in brackets of processor time; peaks "
-        "are the largest:\n",
+        f"of the same files. Seconds are medians of {len(found['loads'][0]['runs'])} runs, in brackets of processor time; "
+        "peaks are the largest:\n",
         "| type | from | file GB | files | load s (CPU s) | plain reading s (CPU s) | peak GB | allowed GB |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip

@@ -65,8 +65,8 @@ def _require_replaceable(folder: Path, is_ours: Callable[[str], bool]) -> None:
                                             "another folder", str(folder))
     for entry in os.scandir(folder):
         if is_ours(entry.name) and entry.is_dir(follow_symlinks=False):
-            raise IsADirectoryError(errno.EISDIR, f"{entry.name} in it is a folder, where a save has a file; move that away, or "
-                                                  "save to another folder", str(folder))
+            raise IsADirectoryError(errno.EISDIR, f"{entry.name} in it is a folder, where a save has a file; move that away, "
+                                                  "or save to another folder", str(folder))
 
 
 def _new_folder(folder: Path) -> tuple[Path, int]:
