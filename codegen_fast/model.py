@@ -369,8 +369,11 @@ class CodeGenForCausalLM:
         kernels have them, so that they are only read when they are loaded, and again by this package alone; None: those of a
         quantised model on the CPU. Other versions may have another layout, and refuse such a file; packed=False is for keeps.
 
-        The whole of it changes at one moment: a process that is killed leaves the old save or the new. Raises OSError where it
-        cannot be written, and then the old stays; ValueError for packed=True of a model on a GPU.
+        The whole of it changes at one moment: a process that is killed leaves the old save or the new. Into the working
+        directory, a mount point, a folder whose parent may not be written, or without Linux, files are renamed one by one
+        instead: killed in those milliseconds, it leaves a folder without config.json, never a mixture. Raises OSError where it
+        cannot be written (PermissionError where the folder is write-protected), and then the old stays; ValueError for
+        packed=True of a model on a GPU.
         """
         if not safe_serialization:
             raise NotImplementedError("safe_serialization=False would write a pickle: codegen_fast saves safetensors")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,24 @@ _CHUNK = 16 << 20
 def load(folder: Path, quantization: str | None, *, cold: bool, dtype: str = "auto") -> dict[str, Any]:
     """load_seconds and load_cpu_seconds, stopped_seconds, model_bytes, peak_bytes of the whole process, tokens, their speed.
 
-    cold: with the folder's files out of the system's cache. Where it was refused: error alone.
+    load_average: the system's as it began. cold: with the folder's files out of the system's cache. Where it was refused:
+    error and load_average alone.
     """
+    load_average = os.getloadavg()[0]
     if cold:
         forget(folder)
     asked = ["--quantization", quantization] if quantization else []
     done = run_module("reliability.loads", str(folder), "--dtype", dtype, *asked, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{done.stderr}\nloading {folder} as {quantization or dtype} ended with {done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return {"load_average": load_average, **json.loads(done.stdout.splitlines()[-1])}
+
+
+def busyness(loads: list[dict[str, Any]], cores: int) -> str:
+    """How busy the machine was, as a sentence of the page."""
+    averages = [each["load_average"] for each in loads]
+    return (f"The system's load average was {min(averages):.1f} to {max(averages):.1f} on {cores} cores as the loads began, "
+            f"this work included; processor seconds are those of the processes alone.")
 
 
 def read_plainly(folder: Path, *, cold: bool) -> dict[str, float]:

@@ -32,7 +32,7 @@ from tools.make_checkpoint import SHAPES, config_of
 
 from . import record
 from .children import run_module
-from .loads import load, read_plainly
+from .loads import busyness, load, read_plainly
 
 TITLE = "Full sizes"
 _PLAN = ("2B:bin", "2B:safetensors", "6B:bin", "6B:safetensors", "16B:bin")
@@ -76,8 +76,7 @@ def check(case: dict[str, Any]) -> list[str]:
 
 def measure(folder: Path, size: str, file_layout: str, quantization: str | None, *, cold: bool) -> dict[str, Any]:
     """A plain reading of the files, then a load of them."""
-    case = {"model": size, "layout": file_layout, "type": quantization or "float16", "cold": cold,
-            "load_average": os.getloadavg()[0]}  # fmt: skip
+    case = {"model": size, "layout": file_layout, "type": quantization or "float16", "cold": cold}
     read = read_plainly(folder, cold=cold)
     case |= load(folder, quantization, cold=cold)
     case |= {"read_seconds": read["seconds"], "read_cpu_seconds": read["cpu_seconds"], "file_bytes": read["nbytes"]}
@@ -194,11 +193,8 @@ def section(found: dict[str, Any]) -> str:
         written = min(case["file_bytes"] for case in found["cases"] if case["model"] == size)
         if written < 0.99 * file_bytes(config_of(size, "float16")):
             lines.append(f"{size} was cut in depth to {written / 1e9:.1f} GB, which is what the disk had room for.\n")
-    loads = [case["load_average"] for case in found["cases"]]
-    cores = found["machine"]["cores"]
-    lines.append(f"Other work ran on the machine (load average {min(loads):.0f} to {max(loads):.0f} on {cores} cores, ours "
-                 "included), so seconds and tokens/s say little of a quiet one; processor seconds are those of the process "
-                 "alone. Seconds in which a process was stopped from outside are not counted.\n")
+    lines.append(f"{busyness(found['cases'], found['machine']['cores'])} Seconds in which a process was stopped from outside "
+                 "are not counted.\n")
     if found["cases_of_earlier_runs"]:
         lines.append(f"{found['cases_of_earlier_runs']} of the {len(found['cases'])} rows were measured by runs of this command "
                      "that were stopped, and gone on with (`--keep`): the seconds below are the last run's.\n")

@@ -191,8 +191,8 @@ def test_a_hub_that_falls_silent_is_an_error(tmp_path, silent_hub, answers):
     server = silent_hub(answers)
     before = dict(huggingface_hub.get_session().event_hooks)
     error = within(120, lambda: hub.resolve(REPO, hub.CONFIG_PATTERNS, cache_dir=tmp_path))
-    assert str(error) == (f"{REPO!r} is not a folder, and its files cannot be had from the Hub: the Hub does not answer and it is "
-                          f"not (wholly) in the cache; try again later, or give a folder")
+    assert str(error) == (f"{REPO!r} is not a folder, and its files cannot be had from the Hub: the Hub does not answer and it "
+                          f"is not (wholly) in the cache; try again later, or give a folder")
     assert len(server.asked[:answers]) == len(set(server.asked[:answers])), "what was answered is not asked again"
     assert huggingface_hub.get_session().event_hooks == before
 

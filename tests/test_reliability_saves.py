@@ -1,6 +1,7 @@
 """The commands behind the pages on full sizes and saves, at a size for every day."""
 
 import json
+import random
 import sys
 from pathlib import Path
 
@@ -48,8 +49,10 @@ def test_float16_that_is_larger_than_the_machine_is_told_what_fits(tmp_path, mon
     assert sizes.types_of(sizes.config_of("16B", "float16")) == ["int8", "int4"]
 
 
-def test_saves_that_are_killed_leave_the_old_or_the_new(tmp_path):
-    """A few of the recorded run's; tests/test_save_replacement.py kills at every step."""
+def test_saves_that_are_killed_leave_the_old_or_the_new(tmp_path, monkeypatch):
+    """A few of the recorded run's, and two that have ended before; tests/test_save_replacement.py kills at every step."""
+    rng, late = random.Random(1), iter([3.0, 3.0])
+    monkeypatch.setattr(saving.random.Random, "uniform", lambda self, low, high: next(late, None) or 0.9 * high * rng.random())
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -57,4 +60,5 @@ def test_saves_that_are_killed_leave_the_old_or_the_new(tmp_path):
     finally:
         torch.set_num_threads(threads)
     assert found["mixed"] == 0 and found["old"] + found["new"] == 6 and not found["left_behind_after_the_next_save"]
+    assert found["ended_before_the_kill"] >= 2
     assert all(found["states_that_come_back"].values())

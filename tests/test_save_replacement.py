@@ -1,9 +1,13 @@
 """A save changes a folder at one moment: killed at every step that it takes on the disk, it leaves the old files or the new."""
 
+import errno
 import fcntl
 import os
+import shutil
 import signal
 import sys
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -39,6 +43,11 @@ def states(tmp_path):
         made.append((config, weights, {"generation_config": {"top_k": len(made) + 5}, **options}, contents(tmp_path / name)))
     assert made[0][3].keys() != made[1][3].keys()
     return made
+
+
+def save(folder, state):
+    config, weights, options, _ = state
+    save_checkpoint(folder, config, weights, **options)
 
 
 def save_killed_at(step, folder, state):
@@ -83,13 +92,17 @@ def saves_until_whole(folder, states, *, allow_none=False):
     raise AssertionError("the save never came to its end")
 
 
-@pytest.fixture
-def folder(tmp_path):
-    out = tmp_path / "at" / "out"
+def folder_of_others(parent):
+    out = parent / "at" / "out"
     (out / "sub").mkdir(parents=True)
     (out / "tokenizer.json").write_text("mine")
     (out / "sub" / "deep").write_text("mine too")
     return out
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return folder_of_others(tmp_path)
 
 
 def test_a_kill_at_every_step_leaves_the_old_save_or_the_new(folder, states):
@@ -163,17 +176,6 @@ def test_a_save_that_goes_on_is_not_swept_away(folder, states):
     assert not beside.exists() and contents(folder) == files
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_parent_that_may_not_be_written(folder, states):
-    config, weights, options, files = states[1]
-    os.chmod(folder.parent, 0o555)
-    try:
-        save_checkpoint(folder, config, weights, **options)
-    finally:
-        os.chmod(folder.parent, 0o755)
-    assert contents(folder) == files and [path.name for path in folder.parent.iterdir()] == [folder.name]
-
-
 def test_no_place_beside_the_folder(folder, states, monkeypatch):
     """As where the parent may not be written: the new files wait in the folder itself."""
     make = Path.mkdir
@@ -187,3 +189,184 @@ def test_no_place_beside_the_folder(folder, states, monkeypatch):
     config, weights, options, files = states[1]
     save_checkpoint(folder, config, weights, **options)
     assert contents(folder) == files and not list(folder.glob(replacement._PREFIX + "*"))
+
+
+@contextmanager
+def renames_fail(monkeypatch, fails):
+    """fails(source, target): whether this renaming of two paths ends with an error."""
+    rename = os.rename
+
+    def checked(source, target, **options):
+        if fails(Path(source), Path(target)):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        rename(source, target, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", checked)
+        yield
+
+
+def test_an_error_while_files_are_renamed_leaves_the_old_save(folder, states, monkeypatch):
+    """Every renaming of a save into the working directory fails once: the old files' out of it and the new ones' into it."""
+    monkeypatch.chdir(folder)
+    done = []
+    for step in range(100):
+        save(".", states[0])
+        left = [step]
+
+        def fails(source, target):
+            left[0] -= 1
+            return left[0] == -1
+
+        with renames_fail(monkeypatch, fails):
+            try:
+                save(".", states[1])
+            except OSError as error:
+                assert str(error) == "the model was not saved in .: Invalid cross-device link"
+                files = states[0][3]
+            else:
+                done.append(step)
+                files = states[1][3]
+        assert contents(folder) == files and (folder / "tokenizer.json").read_text() == "mine"
+        assert not list(folder.glob(".*")) and [path.name for path in folder.parent.iterdir()] == [folder.name]
+        if left[0] >= 0:
+            break
+    # The first two try whether files can be renamed from beside the folder: if not, they wait in it.
+    assert done == [0, 1, 2 + len(states[0][3]) + len(states[1][3])]
+
+
+def test_an_error_over_a_folder_that_was_no_model_leaves_it_so(folder, states, monkeypatch, recwarn):
+    monkeypatch.chdir(folder)
+    with renames_fail(monkeypatch, lambda source, target: target == folder / "config.json"):
+        with pytest.raises(OSError, match="the model was not saved"):
+            save(".", states[1])
+    assert {path.name for path in folder.iterdir()} == {"sub", "tokenizer.json"} and not list(recwarn)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_old_files_that_cannot_be_put_back_are_kept(folder, states, monkeypatch):
+    save(folder, states[0])
+    monkeypatch.chdir(folder)
+    gone = [False]
+
+    def fails(source, target):
+        """All that come after the first."""
+        now, gone[0] = gone[0], gone[0] or source == folder / "config.json"
+        return now
+
+    with renames_fail(monkeypatch, fails):
+        with pytest.warns(UserWarning, match=r"the old files of .*out could not be put back: they are in .*old, until the"):
+            with pytest.raises(OSError, match="the model was not saved"):
+                save(".", states[1])
+    (kept,) = folder.parent.glob(replacement._PREFIX + "*/old/config.json")
+    assert kept.read_bytes() == states[0][3]["config.json"]
+    save(folder, states[1])
+    assert contents(folder) == states[1][3] and [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_another_mount_at_the_folder(folder, states, monkeypatch):
+    """Nothing is renamed into it: the new files wait in the folder itself. (Without the mount: that takes privileges.)"""
+    def crosses(source, target):
+        return source.is_relative_to(folder) != target.is_relative_to(folder)
+
+    for state in states:
+        with renames_fail(monkeypatch, crosses), monkeypatch.context() as patched:
+            patched.setattr(replacement, "_swap_names", lambda one, other: False)
+            save(folder, state)
+        assert contents(folder) == state[3] and not list(folder.glob(replacement._PREFIX + "*"))
+        assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "model-00009-of-00009.safetensors"])
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_folder_with_a_files_name_is_refused(folder, states, monkeypatch, name, inside):
+    for path in folder.glob("[cgm]*"):
+        path.unlink()
+    (folder / name).mkdir()
+    (folder / name / "mine").write_text("mine")
+    if inside:
+        monkeypatch.chdir(folder)
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(IsADirectoryError, match=f"the model was not saved in .*: {name} in it is a folder, where a save has"):
+        save("." if inside else folder, states[1])
+    assert sorted(folder.rglob("*")) == before and [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def as_somebody(action):
+    """Runs it in a process of a user who is not root, which may write anywhere. What it returns or raises, as text."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            os.write(write, str(action()).encode())
+        except BaseException as error:
+            os.write(write, f"{type(error).__name__}: {error}".encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(write)
+    with open(read) as file:
+        return file.read()
+
+
+@pytest.fixture
+def somebodys(states):
+    """A folder that holds the old state, of the user as whom as_somebody runs; not below pytest's, which is root's alone."""
+    ops.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)
+        folder = folder_of_others(Path(place))
+        save(folder, states[0])
+        give_away(folder.parent)
+        if as_somebody(lambda: os.access(folder, os.W_OK)) != "True":
+            pytest.skip(f"another user does not reach {place}")
+        yield folder
+        replacement._remove(folder.parent)  # write-protected ones too
+
+
+def give_away(folder):
+    if os.geteuid() == 0:
+        for path in [folder, *folder.rglob("*")]:
+            os.chown(path, 65534, 65534)
+
+
+def test_a_write_protected_folder_is_refused(somebodys, states):
+    os.chmod(somebodys, 0o555)
+    said = as_somebody(lambda: save(somebodys, states[1]))
+    assert said == (f"PermissionError: the model was not saved in {somebodys}: it is write-protected for this user; make it "
+                    f"writable (chmod u+rwx), or save to another folder")
+    assert contents(somebodys) == states[0][3] and [path.name for path in somebodys.parent.iterdir()] == [somebodys.name]
+
+
+def test_a_parent_that_may_not_be_written(somebodys, states):
+    os.chmod(somebodys.parent, 0o555)
+    said = as_somebody(lambda: save(somebodys, states[1]))
+    assert said == "None" and contents(somebodys) == states[1][3] and not list(somebodys.glob(".*"))
+    assert [path.name for path in somebodys.parent.iterdir()] == [somebodys.name]
+
+
+def test_what_is_write_protected_is_cleaned_up(somebodys, states):
+    """A write-protected folder within the model's, and what a killed save of one has left."""
+    os.chmod(somebodys / "sub", 0o555)
+    orphan = somebodys.parent / f"{replacement._PREFIX}killed"
+    shutil.copytree(somebodys, orphan)
+    give_away(orphan)
+    os.chmod(orphan, 0o555)
+    said = as_somebody(lambda: save(somebodys, states[1]))
+    assert said == "None" and contents(somebodys) == states[1][3]
+    assert [path.name for path in somebodys.parent.iterdir()] == [somebodys.name]
+    assert os.stat(somebodys / "sub").st_mode & 0o777 == 0o555
+
+
+def test_a_cleanup_that_fails_is_said(folder, states, monkeypatch):
+    def refused(path, *arguments, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refused)
+    with pytest.warns(UserWarning, match=r"\.codegen_fast-saving-\w+, which a save has left over, could not be removed \("):
+        save(folder, states[1])
+    assert contents(folder) == states[1][3]

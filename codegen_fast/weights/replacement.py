@@ -3,24 +3,27 @@ old or all new ones.
 
 The new folder is written beside the old one, with links to whatever else stands in that, and the system exchanges the two
 names (Linux, renameat2). Where it cannot (another system, a mount point, a parent that may not be written, a folder that
-this process stands in), files are renamed one after another with config.json away: killed in that moment, the folder is one
-without a configuration, which no reader takes for a model, and never a mixture.
+this process stands in), files are renamed one after another: config.json goes first and comes last. An error takes them all
+back. A kill -9 in that moment, of milliseconds, leaves a folder without a configuration, which no reader takes for a model,
+and never a mixture; the old files then lie in .codegen_fast-saving-*/old, until the next save.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import secrets
 import shutil
-import stat
+import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Callable, Iterator
 
 _PREFIX = ".codegen_fast-saving-"
 _KEY = "config.json"  # a folder without it is no model
+_OLD = "old"  # where old files wait until the new ones are there
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -29,9 +32,12 @@ def replaced_files(folder: Path, is_ours: Callable[[str], bool]) -> Iterator[Pat
     """An empty folder to write files into, which become `folder`'s when the block ends; none do if it raises.
 
     is_ours: names of files that a save consists of: old ones go, and everything else in the folder stays. What a killed
-    process has left behind is removed. Raises OSError where the folder cannot be written.
+    process has left behind is removed; a warning names what could not be. Raises OSError where the folder cannot be written
+    (PermissionError where it is write-protected, IsADirectoryError where a folder has the name of a file to be replaced).
     """
     folder = Path(os.path.realpath(folder))
+    if folder.exists():
+        _require_replaceable(folder, is_ours)
     folder.parent.mkdir(parents=True, exist_ok=True)
     _sweep(folder.parent)
     _sweep(folder)
@@ -45,21 +51,41 @@ def replaced_files(folder: Path, is_ours: Callable[[str], bool]) -> Iterator[Pat
         _sync(folder.parent)
     finally:
         os.close(lock)
-        shutil.rmtree(beside, ignore_errors=True)
+        old = beside / _OLD
+        if old.is_dir() and any(old.iterdir()) and not (folder / _KEY).exists():
+            warnings.warn(f"the old files of {folder} could not be put back: they are in {old}, until the next save")
+        else:
+            _remove(beside)
+
+
+def _require_replaceable(folder: Path, is_ours: Callable[[str], bool]) -> None:
+    # An exchange of names asks only whether the parent may be written.
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "it is write-protected for this user; make it writable (chmod u+rwx), or save to "
+                                            "another folder", str(folder))
+    for entry in os.scandir(folder):
+        if is_ours(entry.name) and entry.is_dir(follow_symlinks=False):
+            raise IsADirectoryError(errno.EISDIR, f"{entry.name} in it is a folder, where a save has a file; move that away, "
+                                                  "or save to another folder", str(folder))
 
 
 def _new_folder(folder: Path) -> tuple[Path, int]:
     """A new folder beside `folder`, or in it where it cannot be there, and the lock that shows it to be in use."""
     while True:
         name = _PREFIX + secrets.token_hex(8)
-        beside = folder.parent / name
+        beside, inside = folder.parent / name, folder / name
         try:
             beside.mkdir()
+            if folder.is_dir():  # a try: into another mount, of the same disk even, nothing can be renamed
+                beside.rename(inside)
+                inside.rename(beside)
         except OSError:
             if not folder.is_dir():
                 raise
-            beside = folder / name
-            beside.mkdir()
+            with suppress(OSError):
+                beside.rmdir()
+            beside = inside
+            beside.mkdir(exist_ok=True)
         lock = os.open(beside, os.O_RDONLY)
         with suppress(OSError):  # a disk without locks: then nothing is swept there either
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -76,9 +102,24 @@ def _sweep(folder: Path) -> None:
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
             finally:
                 os.close(lock)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder with what is in it, write-protected folders too; where it cannot, a warning says so."""
+    try:
+        os.chmod(folder, 0o700)
+        for path, names, _ in os.walk(folder):  # lists a folder after it was named here
+            for name in names:
+                if not os.path.islink(os.path.join(path, name)):
+                    os.chmod(os.path.join(path, name), 0o700)
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        pass  # another save has swept it away
+    except OSError as error:
+        warnings.warn(f"{folder}, which a save has left over, could not be removed ({error.strerror}): remove it by hand")
 
 
 def _exchange(new: Path, folder: Path, is_ours: Callable[[str], bool]) -> bool:
@@ -97,7 +138,7 @@ def _exchange(new: Path, folder: Path, is_ours: Callable[[str], bool]) -> bool:
     if not swapped:
         for path in new.iterdir():
             if path.name not in ours:
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+                _remove(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         return False
     for path in new.iterdir():  # now the old folder: what came into it since it was read
         if not is_ours(path.name) and not os.path.lexists(folder / path.name):
@@ -139,15 +180,21 @@ def _swap_names(one: Path, other: Path) -> bool:
 
 
 def _move_into(new: Path, folder: Path, is_ours: Callable[[str], bool]) -> None:
-    """Moves files one by one, between the removal of the old configuration and the arrival of the new."""
-    names = sorted(path.name for path in new.iterdir())
-    with suppress(FileNotFoundError):
-        (folder / _KEY).unlink()
-    for path in folder.iterdir():
-        if is_ours(path.name) and path.name not in names and stat.S_ISREG(path.lstat().st_mode):
-            path.unlink()
-    for name in sorted(names, key=lambda name: name == _KEY):
-        os.replace(new / name, folder / name)
+    """Moves files one by one, between the departure of the old configuration and the arrival of the new; back on an error."""
+    come = sorted((path.name for path in new.iterdir()), key=lambda name: name == _KEY)
+    go = sorted((path.name for path in folder.iterdir() if is_ours(path.name) or path.name in come),
+                key=lambda name: name != _KEY)
+    old = new / _OLD
+    old.mkdir()
+    moves = [(folder / name, old / name) for name in go] + [(new / name, folder / name) for name in come]
+    try:
+        for source, target in moves:
+            source.rename(target)
+    except BaseException:
+        for source, target in reversed(moves):
+            if not os.path.lexists(source):  # it was there: it has been moved
+                target.rename(source)
+        raise
 
 
 def _sync(folder: Path) -> None:

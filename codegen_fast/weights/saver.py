@@ -35,8 +35,11 @@ def save_checkpoint(folder: str | Path, config: CodeGenConfig, weights: DecoderW
     (layout.packed_specs), so that the CPU kernels of the same layout load it by reading alone. Both come back bit for bit.
     packed=None: quantised weights of the CPU packed, others plain. Memory taken is a chunk of a tensor.
 
-    All files change at one moment (replacement.replaced_files): a kill leaves the old ones or the new. On an error (OSError:
-    no room, no permission) nothing is left behind. ValueError for packed=True of weights on a GPU.
+    All files change at one moment (replacement.replaced_files): a kill leaves the old ones or the new. Where two folders cannot
+    exchange their names (the working directory, a mount point, a parent that may not be written, a system other than Linux)
+    a kill within the milliseconds of the renaming leaves a folder without config.json, never a mixture. On an error (OSError:
+    no room, no permission; PermissionError where the folder is write-protected) the old ones stay and nothing is left behind.
+    ValueError for packed=True of weights on a GPU.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -55,7 +58,7 @@ def save_checkpoint(folder: str | Path, config: CodeGenConfig, weights: DecoderW
             _write_json(beside / "generation_config.json", generation_config)
             _write_json(beside / "config.json", config.to_dict())
     except OSError as error:
-        raise OSError(f"the model was not saved in {folder}: {error.strerror or error}") from error
+        raise type(error)(f"the model was not saved in {folder}: {error.strerror or error}") from error
 
 
 def _is_ours(name: str) -> bool:
