@@ -270,6 +270,7 @@ def test_a_broken_pickle(folder, data):
     ({"a": torch.zeros(1).expand(2**15, 2**15)}, r"tensor 'a' of .* has shape \(32768, 32768\) over 4 bytes"),
     ({"a": torch.zeros(4).as_strided((64, 16), (0, 0))}, "over 16 bytes of values"),
     (dict.fromkeys(map(str, range(100)), torch.zeros(2**14)), "shared by at most 8 tensors"),
+    ({"a": torch.zeros(2**15).as_strided((2, 2), (2**14, 1))}, r"strides \(16384, 1\); expected its values within 8 times"),
 ])
 def test_a_small_file_does_not_stand_for_a_large_model(folder, tensors, message):
     torch.save(tensors, folder / "pytorch_model.bin")
