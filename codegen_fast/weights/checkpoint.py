@@ -19,7 +19,7 @@ from ..strangers import is_there, one_line, read_json_object, regular_file
 from . import layout
 from .bin_places import places_of_mapped
 from .file_tensors import CheckpointFile, StoredTensor, span_of
-from .pickles import first_foreign_name
+from .pickles import BrokenPickle, first_foreign_name
 from .safetensors_reader import read_header
 
 _INDEX_SUFFIX = ".index.json"
@@ -272,7 +272,10 @@ def _check_bin(path: Path) -> Path:
         raise OSError(f"{path} is a compressed zip, which cannot be memory-mapped; write it with torch.save")
     if len(pickles) != 1:
         raise OSError(f"{path} has {len(pickles)} entries named data.pkl; expected one, as torch.save writes it")
-    culprit = first_foreign_name(content)
+    try:
+        culprit = first_foreign_name(content)
+    except BrokenPickle as error:
+        raise OSError(f"{path} is cut off or damaged ({one_line(error)}); download it again") from None
     if culprit is not None:
         raise ValueError(f"{path} holds something that is not a tensor, and nothing in it was run ({culprit!r:.80}); "
                          f"get the weights as safetensors")
