@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 
 import pytest
@@ -100,6 +101,35 @@ def test_matrices_that_lie_oddly_in_their_file_are_read(tmp_path):
     header += b" " * (1 - len(header) % 2)
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length:])
     check_weights(load(tmp_path), state, model.config, torch.float32)
+
+
+@pytest.mark.parametrize("shape", [(3000, 1000), (1, 3000, 1000)])
+def test_a_turned_matrix_is_read_once(tmp_path, monkeypatch, shape):
+    """Its rows lie all over it: chunk by chunk it would be read nearly whole for each, into buffers of its size."""
+    turned = torch.rand(1000, 3000).t().reshape(shape[-2:]).view(shape)
+    assert turned.stride(-1) == 3000
+    write_tensors(tmp_path, {"a": turned, "b": torch.ones(4, 4)}, "bin")
+    source = open_checkpoint(tmp_path)
+    counts, read = [], os.preadv
+    monkeypatch.setattr(os, "preadv", lambda *arguments: counts.append(read(*arguments)) or counts[-1])
+    parts = [source.rows("a", row, 500).clone() for row in range(0, 3000, 500)]
+    assert torch.equal(torch.cat(parts), turned.reshape(shape[-2:]))
+    assert sum(counts) == turned.nbytes
+    assert source._file._turned is not None and all(buffer.numel() == 0 for buffer in source._file._buffers)
+    source.rows("b", 0, 4)
+    assert source._file._turned is None  # no two at once
+
+
+def test_tied_turned_matrices_are_compared_without_reading_them_again(tmp_path, monkeypatch):
+    model = make_checkpoint(tmp_path, layout="bin", tie_word_embeddings=True, vocab_size=40_000, n_layer=1)
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for name in ("transformer.wte.weight", "lm_head.weight"):
+        tensors[name] = tensors[name].T.contiguous().T
+    write_tensors(tmp_path, tensors, "bin")
+    counts, read = [], os.preadv
+    monkeypatch.setattr(os, "preadv", lambda *arguments: counts.append(read(*arguments)) or counts[-1])
+    check_weights(load(tmp_path), model.state_dict(), model.config, torch.float32)
+    assert sum(counts) < sum(tensor.nbytes for tensor in tensors.values()) + 2 * tensors["lm_head.weight"].nbytes + 4096
 
 
 # ---- Tied embeddings -----------------------------------------------------------------------------

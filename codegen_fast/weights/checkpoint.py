@@ -18,12 +18,13 @@ from ..config import CodeGenConfig
 from ..strangers import is_there, one_line, read_json_object, regular_file
 from . import layout
 from .bin_places import places_of_mapped
-from .file_tensors import CheckpointFile, StoredTensor
-from .pickles import first_foreign_name
+from .file_tensors import CheckpointFile, StoredTensor, span_of
+from .pickles import BrokenPickle, first_foreign_name
 from .safetensors_reader import read_header
 
 _INDEX_SUFFIX = ".index.json"
 _MOST_SHARED = 8  # tensors that hold the same values, on an average: CodeGen has two at most
+_MOST_GAPS = 8  # elements that a tensor reaches over, for each of its own: a part of a fused matrix has three
 _LONGEST_NAME = 128  # of a shard: messages name two
 _LFS_POINTER = b"version https://git-lfs"
 # The magic number that opens a file of torch.save before 1.6: a pickle, not a zip.
@@ -271,7 +272,10 @@ def _check_bin(path: Path) -> Path:
         raise OSError(f"{path} is a compressed zip, which cannot be memory-mapped; write it with torch.save")
     if len(pickles) != 1:
         raise OSError(f"{path} has {len(pickles)} entries named data.pkl; expected one, as torch.save writes it")
-    culprit = first_foreign_name(content)
+    try:
+        culprit = first_foreign_name(content)
+    except BrokenPickle as error:
+        raise OSError(f"{path} is cut off or damaged ({one_line(error)}); download it again") from None
     if culprit is not None:
         raise ValueError(f"{path} holds something that is not a tensor, and nothing in it was run ({culprit!r:.80}); "
                          f"get the weights as safetensors")
@@ -284,6 +288,9 @@ def _check_backed(tensors: Mapping[str, torch.Tensor], file_bytes: int, path: Pa
         if tensor.nbytes > tensor.untyped_storage().nbytes():
             raise ValueError(f"tensor {name!r:.80} of {path} has shape {tuple(tensor.shape)!r:.80} over "
                              f"{tensor.untyped_storage().nbytes()} bytes of values; expected each value in the file")
+        if span_of(tensor.shape, tensor.stride()) > _MOST_GAPS * tensor.numel():
+            raise ValueError(f"tensor {name!r:.80} of {path} has shape {tuple(tensor.shape)!r:.80} with strides "
+                             f"{tensor.stride()!r:.80}; expected its values within {_MOST_GAPS} times as many")
     total = sum(tensor.nbytes for tensor in tensors.values())
     if total > _MOST_SHARED * file_bytes:
         raise ValueError(f"the tensors of {path} have {total} bytes and the file {file_bytes}; expected values to be "

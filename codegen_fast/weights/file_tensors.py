@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +26,16 @@ class StoredTensor:
     offset: int  # bytes from the beginning of the file to the first element
 
 
+def span_of(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Elements from the first to the last of a tensor, gaps included; 0 for an empty one."""
+    return 1 + sum((n - 1) * stride for n, stride in zip(shape, strides)) if math.prod(shape) else 0
+
+
 class CheckpointFile:
-    """An open file of tensors. What is read lies in one of two buffers, in turns: one is filled while the other is used."""
+    """An open file of tensors. What is read lies in one of two buffers, in turns: one is filled while the other is used.
+
+    Rows of a turned matrix lie all over it: it is read once, and kept until another tensor is asked for.
+    """
 
     def __init__(self, path: Path, real: Path) -> None:
         """real: the file that path leads to. What has the name now may have become a link or a pipe."""
@@ -35,6 +44,7 @@ class CheckpointFile:
         weakref.finalize(self, os.close, self._descriptor)
         self._first = os.fstat(self._descriptor)
         self._buffers = [torch.empty(0, dtype=torch.uint8) for _ in range(2)]
+        self._turned: tuple[StoredTensor, torch.Tensor] | None = None
 
     @property
     def size(self) -> int:
@@ -78,7 +88,13 @@ class CheckpointFile:
     def rows(self, tensor: StoredTensor, start: int, count: int) -> torch.Tensor:
         """(count, columns) of a matrix (rows, columns) or (1, rows, columns), with the strides that it has in the file;
         overwritten by the second read after this one."""
+        if self._turned is not None and self._turned[0] != tensor:
+            self._turned = None  # first: never the old and the new at once
         shape, strides = (count, tensor.shape[-1]), tensor.strides[-2:]
+        if strides[1] != 1 and shape[1] > 1:
+            if self._turned is None:
+                self._turned = tensor, self.whole(tensor).view(tensor.shape[-2:])
+            return self._turned[1][start:start + count]
         return self._view(tensor, tensor.offset + start * strides[0] * tensor.dtype.itemsize, shape, strides)
 
     def whole(self, tensor: StoredTensor) -> torch.Tensor:
@@ -87,10 +103,7 @@ class CheckpointFile:
 
     def _view(self, tensor: StoredTensor, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *,
               keep: bool = False) -> torch.Tensor:  # fmt: skip
-        if math.prod(shape) == 0:
-            return torch.empty(shape, dtype=tensor.dtype)
-        span = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides))  # elements, gaps included
-        data = self.read(offset, span * tensor.dtype.itemsize, keep=keep)
+        data = self.read(offset, span_of(shape, strides) * tensor.dtype.itemsize, keep=keep)
         return data.view(tensor.dtype).as_strided(shape, strides)
 
     def require_unchanged(self) -> None:

@@ -208,9 +208,10 @@ class _Loader:
         """Tied embeddings with an lm_head of its own: one of the two would be ignored."""
         height, width = self._source.shape(first)
         step = max(1, CHUNK_BYTES // (4 * width))
-        for row in range(0, height, step):
-            rows = min(step, height - row)
-            if not torch.equal(self._source.rows(first, row, rows).float(), self._source.rows(second, row, rows).float()):
+        # Whole: a turned matrix, of which a file keeps one, would be read for each chunk. The model takes more, and comes later.
+        pair = self._source.get(first), self._source.get(second)
+        for parts in zip(*(matrix.split(step) for matrix in pair)):
+            if not torch.equal(*(part.float() for part in parts)):
                 raise ValueError(f"the config says tie_word_embeddings, and {self._where(second)} differs from "
                                  f"{first}; set tie_word_embeddings to false, or remove one of the two")
 
