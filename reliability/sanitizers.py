@@ -210,8 +210,9 @@ def section(found: dict[str, Any]) -> str:
     for what, kind in dict.fromkeys((row["what"], row["sanitizer"]) for row in rows):
         of = {row["isa"]: f"{row['seconds']:.0f}{'' if row['passed'] else ' FAILED'}" for row in rows
               if (row["what"], row["sanitizer"]) == (what, kind)}  # fmt: skip
-        lines.append(f"| {what} | {NAMES[kind]} | "
-                     f"{' | '.join(of.get(isa, of.get('all', '-') if isa in here else '-') for isa in isas)} |")
+        everywhere = of.get("all", "-")  # on this machine
+        cells = " | ".join(of.get(isa, everywhere if isa in here else "-") for isa in isas)
+        lines.append(f"| {what} | {NAMES[kind]} | {cells} |")
     planted = found["planted"]
     seen = sum(row["found"] for row in planted)
     lines += ["", f"Faults planted in a copy of the sources: {len(planted)}, reported: {seen}:", ""]
