@@ -228,7 +228,8 @@ def main() -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilers and programs at once")
     parser.add_argument("--save", action="store_true", help="the full form; writes what docs/reliability.md shows")
-    parser.add_argument("--neon", action="store_true", help="tests/isa for aarch64 too, under qemu-user: minutes; with --save wherever it can")
+    parser.add_argument("--neon", action="store_true",
+                        help="tests/isa for aarch64 too, under qemu-user: minutes; --save does so wherever it can")
     args = parser.parse_args()
     why_no_arm = run.missing("aarch64-linux-gnu-g++", "qemu-aarch64")
     if args.neon and why_no_arm:
