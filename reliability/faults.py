@@ -29,8 +29,7 @@ TITLE = "Faults"
 
 # Of the second run. What is allocated is what somebody holds; what is resident goes up and down by what glibc's arenas keep,
 # and would tell of memory that is mapped and not allocated.
-MOST_ALLOCATED_MB = 1.0
-MOST_RESIDENT_MB = 8.0
+ALLOWED_MB = {"allocated": 1.0, "resident": 8.0}
 _SECONDS = 1800  # of a trial, before it counts as a hang; a machine may stand still for minutes meanwhile
 
 
@@ -81,7 +80,7 @@ def run(subject: Subject, name: str, times: int, again: int) -> dict[str, Any]:
         faulthandler.cancel_dump_traceback_later()
     growth = [{kind: after[kind] - before[kind] for kind in after} for before, after in zip(used, used[1:])]
     if len(growth) == 2:
-        for kind, most in (("allocated", MOST_ALLOCATED_MB), ("resident", MOST_RESIDENT_MB)):
+        for kind, most in ALLOWED_MB.items():
             if growth[1][kind] > most:
                 failed = f"{kind} memory grew by {growth[1][kind]:.1f} MB in the second run; at most {most:g} is allowed"
     return {"name": name, "tried": " ".join(trial.run.__doc__.split()), "times": times, "again": again, "outcome": outcome,
@@ -98,8 +97,8 @@ def section(found: dict[str, Any]) -> str:
         f"In one process, on one model in turns. After each row: the pages of all caches were back, {found['checked']} times "
         "fixed requests (greedy, sampled, in a session) gave the tokens of the start, and no trial hung. Memory: what the "
         "process had grown by after the trial (modules, pools of threads, the allocator's stock), and then after a second, "
-        f"shorter run of it, in which it may allocate {MOST_ALLOCATED_MB:g} MB more than it frees and grow by "
-        f"{MOST_RESIDENT_MB:g} MB.",
+        f"shorter run of it, in which it may allocate {found['allowed_mb']['allocated']:g} MB more than it frees and grow "
+        f"by {found['allowed_mb']['resident']:g} MB.",
         "",
         "| tried | times | what came out | grown by | in the second run | allocated in it |",
         "|---|---|---|---|---|---|",
@@ -139,7 +138,7 @@ def main() -> None:
         parser.error("--only: a record is of all trials, in one process; leave out --save or --only")
     torch.set_num_threads(2)
     with record.recording("faults", torch.get_num_threads(), save=arguments.save) as found, Subject.opened() as subject:
-        found["huggingface_hub"], found["trials"] = version("huggingface_hub"), []
+        found |= {"huggingface_hub": version("huggingface_hub"), "allowed_mb": ALLOWED_MB, "trials": []}
         for name in tqdm([name for name in TRIALS if arguments.only in name]):
             trial = TRIALS[name]
             result = run(subject, name, *((trial.short, trial.short) if arguments.short else (trial.times, trial.again)))

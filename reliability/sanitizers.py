@@ -210,8 +210,9 @@ def section(found: dict[str, Any]) -> str:
     for what, kind in dict.fromkeys((row["what"], row["sanitizer"]) for row in rows):
         of = {row["isa"]: f"{row['seconds']:.0f}{'' if row['passed'] else ' FAILED'}" for row in rows
               if (row["what"], row["sanitizer"]) == (what, kind)}  # fmt: skip
-        lines.append(f"| {what} | {NAMES[kind]} | "
-                     f"{' | '.join(of.get(isa, of.get('all', '-') if isa in here else '-') for isa in isas)} |")
+        everywhere = of.get("all", "-")  # on this machine
+        cells = " | ".join(of.get(isa, everywhere if isa in here else "-") for isa in isas)
+        lines.append(f"| {what} | {NAMES[kind]} | {cells} |")
     planted = found["planted"]
     seen = sum(row["found"] for row in planted)
     lines += ["", f"Faults planted in a copy of the sources: {len(planted)}, reported: {seen}:", ""]
@@ -227,7 +228,8 @@ def main() -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilers and programs at once")
     parser.add_argument("--save", action="store_true", help="the full form; writes what docs/reliability.md shows")
-    parser.add_argument("--neon", action="store_true", help="tests/isa for aarch64 too, under qemu-user: minutes; with --save wherever it can")
+    parser.add_argument("--neon", action="store_true",
+                        help="tests/isa for aarch64 too, under qemu-user: minutes; --save does so wherever it can")
     args = parser.parse_args()
     why_no_arm = run.missing("aarch64-linux-gnu-g++", "qemu-aarch64")
     if args.neon and why_no_arm:

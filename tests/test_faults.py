@@ -1,4 +1,4 @@
-"""The trials of reliability/faults.py, a few times each (a minute in all; half of it is the Hub's silence)."""
+"""The trials of reliability/faults.py, a few times each (a good minute in all; half of it is the Hub's silence)."""
 
 import resource
 import signal

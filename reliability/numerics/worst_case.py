@@ -171,7 +171,8 @@ def measure(segments: tuple[int, ...] = SEGMENTS, kinds: tuple[str, ...] = KINDS
             found.append({"case": case.name, "kind": kind, "of_the_codes_bound": codes_share,
                           "of_the_floats_bound": float_share, "of_the_lengths": relative})
     return {"columns": sum(segments), "rows": rows, "tokens": list(tokens), "devices": [d.name for d in devices],
-            "rows_of_cases": found, "int4_half_step": _half_steps("int4")[0], "zeroed": _ZEROED, "beyond": [list(of) for of in _BEYOND]}
+            "rows_of_cases": found, "int4_half_step": _half_steps("int4")[0], "zeroed": _ZEROED,
+            "beyond": [list(of) for of in _BEYOND]}
 
 
 def beyond_float32(devices: tuple[Device, ...]) -> None:
@@ -198,8 +199,7 @@ def lines(found: dict[str, Any]) -> str:
         rows.append(f"| {name} | " + " | ".join(f"{table[name, kind]['of_the_lengths']:.1e}" for kind in kinds) + " |")
     codes = max(row["of_the_codes_bound"] for row in found["rows_of_cases"])
     floats = max(row["of_the_floats_bound"] for row in found["rows_of_cases"])
-    beyond = ", ".join(f"weights of {w:g} and activations of {x:g} in {columns:,} columns"
-                       for columns, w, x in found["beyond"])
+    beyond = ", ".join(f"{columns:,} of {w:g} × {x:g}" for columns, w, x in found["beyond"])
     return f"""\
 **The worst case of int8 and int4** (`worst_case.py`). Rows of {found['columns']:,} columns, the longest there are (16B's W_out),
 {found['rows']} of them, {", ".join(map(str, found['tokens']))} tokens, on {", ".join(found['devices'])}. The largest error, as a share of
@@ -211,6 +211,7 @@ Against the reference that quantises in the same way a result reached {codes:.0%
 are the same: no accumulator saturates, and 64 columns of ±127 are exact), and against the unquantised product in float64
 {floats:.0%} of what half a step of every weight and activation may make. Both bounds are asserted for every element. int4's
 half step is {found['int4_half_step']:.1%} of a group's largest weight, which is what its column shows. What lies below
-2^{math.log2(found['zeroed']):.0f} in all of a group counts as zero. int8 in groups (g32) adds up a row's weights, and the extremes of a row's activations: where a float32 cannot hold
-the sum, the result is NaN or infinite, which a generation refuses by name, and no wrong number (tried with {beyond}).
+2^{math.log2(found['zeroed']):.0f} in all of a group counts as zero. int8 in groups (g32) adds up a row's weights, and the
+extremes of a row's activations: where a float32 cannot hold the sum, the result is NaN or infinite, which a generation
+refuses by name, and no wrong number (tried: columns of weights × activations, {beyond}).
 """
