@@ -71,28 +71,40 @@ def _require_replaceable(folder: Path, is_ours: Callable[[str], bool]) -> None:
 
 def _new_folder(folder: Path) -> tuple[Path, int]:
     """A new folder beside `folder`, or in it where it cannot be there, and the lock that shows it to be in use."""
+    name = _PREFIX + secrets.token_hex(8)
+    beside, inside = folder.parent / name, folder / name
+    try:
+        lock = _make_locked(beside)
+        if not folder.is_dir() or _can_be_moved(beside, inside):
+            return beside, lock
+        os.close(lock)
+        _remove(beside)
+    except OSError:
+        if not folder.is_dir():
+            raise
+    return inside, _make_locked(inside)
+
+
+def _make_locked(path: Path) -> int:
     while True:
-        name = _PREFIX + secrets.token_hex(8)
-        beside, inside = folder.parent / name, folder / name
-        try:
-            beside.mkdir()
-            if folder.is_dir():  # a try: into another mount, of the same disk even, nothing can be renamed
-                beside.rename(inside)
-                inside.rename(beside)
-        except OSError:
-            if not folder.is_dir():
-                raise
-            with suppress(OSError):
-                beside.rmdir()
-            beside = inside
-            beside.mkdir(exist_ok=True)
-        lock = os.open(beside, os.O_RDONLY)
+        path.mkdir(exist_ok=True)
+        lock = os.open(path, os.O_RDONLY)
         with suppress(OSError):  # a disk without locks: then nothing is swept there either
             fcntl.flock(lock, fcntl.LOCK_EX)
         # Another save may have swept it away before the lock was held.
-        if beside.exists() and os.path.samestat(os.fstat(lock), os.stat(beside)):
-            return beside, lock
+        if path.exists() and os.path.samestat(os.fstat(lock), os.stat(path)):
+            return lock
         os.close(lock)
+
+
+def _can_be_moved(beside: Path, inside: Path) -> bool:
+    """Whether renaming leads from the one place to the other: into another mount, of the same disk even, it does not."""
+    try:
+        beside.rename(inside)
+        inside.rename(beside)
+    except OSError:
+        return False
+    return True
 
 
 def _sweep(folder: Path) -> None:

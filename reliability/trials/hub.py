@@ -207,7 +207,7 @@ def silent_after(subject: Subject, times: int) -> str:
         assert times < questions, f"a whole load asks {questions} questions"
         with ThreadPoolExecutor(3) as pool:
             list(pool.map(lambda n: _load_until_silent(served, Path(folder) / f"cache-{n}", subject.ids, n),
-                          range(1, times + 1)))  # fmt: skip
+                          range(questions - 1, questions - 1 - times, -1)))  # fmt: skip
     subject.require_usable()
     return f"OSError that says so, each time (a whole load asks {questions} questions)"
 
