@@ -11,7 +11,8 @@ from checkpoints import LAYOUTS, make_checkpoint, write_tensors
 from safetensors.torch import save_file
 
 from codegen_fast.config import CodeGenConfig
-from codegen_fast.weights import StateDictSource, checkpoint_dtype, open_checkpoint
+from codegen_fast.weights import StateDictSource, bin_places, checkpoint_dtype, open_checkpoint
+from codegen_fast.weights.file_tensors import CheckpointFile
 
 TENSORS = {"a": torch.arange(12.0).reshape(3, 4), "b": torch.ones(5, dtype=torch.float16), "c": torch.zeros(2, 2)}
 
@@ -198,6 +199,37 @@ def test_a_file_that_changes_while_it_is_read_is_named(tmp_path, layout):
         with pytest.raises(OSError, match=rf"{file.name} was changed while it was read \(it had {size} bytes and has 5000 now\); "
                                           r"load the model again when nothing writes to it"):
             read()
+
+
+@pytest.mark.parametrize("folder", ["a", "a  b\nc\\d"])
+def test_a_mapping_is_known_by_its_path_too(tmp_path, monkeypatch, folder):
+    """On btrfs and overlays the device that fstat tells is not that of the mapping."""
+    (tmp_path / folder).mkdir()
+    write_tensors(tmp_path / folder, TENSORS, "bin")
+    monkeypatch.setattr(CheckpointFile, "identity", ((0, 0), 0))
+    source = open_checkpoint(tmp_path / folder)
+    assert not isinstance(source, StateDictSource)
+    for name, tensor in TENSORS.items():
+        assert torch.equal(source.get(name), tensor)
+
+
+def test_a_file_whose_mapping_is_not_known_is_not_left_mapped(tmp_path, monkeypatch):
+    """No /proc, or another file has the name by now. A mapped one would end the process here, with SIGBUS."""
+    write_tensors(tmp_path, {"a": torch.arange(1e6)}, "bin")
+    monkeypatch.setattr(bin_places, "_mappings", lambda file: iter(()))
+    source = open_checkpoint(tmp_path)
+    os.truncate(tmp_path / "pytorch_model.bin", 100)
+    assert torch.equal(source.get("a"), torch.arange(1e6))
+
+
+def test_a_file_that_lost_its_name_is_not_known_by_it(tmp_path):
+    write_tensors(tmp_path, TENSORS, "bin")
+    path = tmp_path / "pytorch_model.bin"
+    file = CheckpointFile(path, path)
+    assert file.has_its_name()
+    shutil.copy(path, tmp_path / "other")
+    os.replace(tmp_path / "other", path)
+    assert not file.has_its_name()
 
 
 def safetensors_file(path, header, data=b""):

@@ -554,6 +554,27 @@ def test_a_refusal_for_want_of_memory_is_none(folder):
     assert oracle.complaint(caught.value, folder) == "it wanted more memory than files of this size may"
 
 
+def test_the_harness_knows_code_that_a_library_makes_while_it_is_imported(tmp_path):
+    """A NamedTuple compiles texts, whenever torch first needs the module that has it; nobody else's code may."""
+    (tmp_path / "outside").mkdir()
+    source = (
+        "import sys; sys.path.append(sys.argv[1])\n"
+        "from pathlib import Path\n"
+        "from reliability.hostile import watch\n"
+        "looks = watch.Watch(Path(sys.argv[2]) / 'outside')\n"
+        "def seen(call):\n"
+        "    looks.begin((), (), 0)\n"
+        "    call()\n"
+        "    return looks.end()\n"
+        "def lazy():\n"
+        "    sys.modules.pop('sched', None)\n"
+        "    import sched\n"
+        "assert seen(lazy) == [], 'an import of a library'\n"
+        "assert seen(lambda: compile('1', '<string>', 'eval')) != []\n")
+    subprocess.run([sys.executable, "-P", "-c", source, str(ROOT), str(tmp_path)], check=True, timeout=600,
+                   env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+
+
 ROOT = Path(__file__).parents[1]
 # This checkout comes last on the path: its package has no compiled part where another one is installed.
 _CAMPAIGN = ("import sys; sys.path.append(sys.argv.pop(1)); sys.argv[0] = 'hostile'; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Mapping
 
@@ -30,15 +31,21 @@ def places_of_mapped(tensors: Mapping[str, torch.Tensor], file: CheckpointFile) 
 
 
 def _mappings(file: CheckpointFile) -> Iterator[tuple[int, int, int]]:
-    """(first address, end, offset in the file) of every mapping of the file in this process."""
+    """(first address, end, offset in the file) of every mapping of the file in this process.
+
+    It is known by its device and inode; or by its path, as some file systems (btrfs, overlays) have one device for fstat
+    and another for mappings.
+    """
     try:
-        with open("/proc/self/maps") as maps:
-            lines = maps.read().splitlines()
+        with open("/proc/self/maps", errors="surrogateescape") as maps:
+            lines = maps.read().rstrip("\n").split("\n")
     except OSError:
         return
     device, inode = file.identity
+    shown = [os.fspath(file.real).replace("\n", "\\012")] if file.has_its_name() else None
     for line in lines:
-        span, _, offset, major_minor, number, *_ = line.split(maxsplit=5)
-        if int(number) == inode and tuple(int(part, 16) for part in major_minor.split(":")) == device:
+        span, _, offset, major_minor, number, *path = line.split(maxsplit=5)
+        same_device = tuple(int(part, 16) for part in major_minor.split(":")) == device
+        if int(number) == inode and same_device or path == shown:
             begin, end = (int(address, 16) for address in span.split("-"))
             yield begin, end, int(offset, 16)

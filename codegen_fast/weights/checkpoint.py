@@ -147,9 +147,20 @@ def _open_bin(path: Path) -> TensorSource:
     """A .bin file of torch.save."""
     real = _check_bin(path)
     file = CheckpointFile(path, real)
+    # Mapped, so that nothing is read but the pickle; the values are read from the file (file_tensors.py).
+    content = _unpickled(path, real, mmap=True)
+    _check_backed(content, file.size, path)
+    places = places_of_mapped(content, file)
+    if places is None:
+        # Mapped values would end the process where somebody shortens the file. So the file is in memory, beside the model.
+        content = _unpickled(path, real, mmap=False)
+    file.require_unchanged()
+    return StateDictSource(content, str(path)) if places is None else _File(file, places)
+
+
+def _unpickled(path: Path, real: Path, *, mmap: bool) -> dict[str, torch.Tensor]:
     try:
-        # Mapped, so that nothing is read but the pickle; the values are read from the file (file_tensors.py).
-        content = torch.load(real, mmap=True, weights_only=True, map_location="cpu")
+        content = torch.load(real, mmap=mmap, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
         # torch's message tells at length how to switch the protection off; its last sentence names the culprit.
         culprit = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
@@ -161,10 +172,7 @@ def _open_bin(path: Path) -> TensorSource:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a dict of tensors by name")
     _check_tensors(content, str(path))
-    _check_backed(content, file.size, path)
-    places = places_of_mapped(content, file)
-    file.require_unchanged()
-    return StateDictSource(content, str(path)) if places is None else _File(file, places)
+    return content
 
 
 class _Shards:

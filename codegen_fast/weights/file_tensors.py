@@ -39,7 +39,7 @@ class CheckpointFile:
 
     def __init__(self, path: Path, real: Path) -> None:
         """real: the file that path leads to. What has the name now may have become a link or a pipe."""
-        self.path = path
+        self.path, self.real = path, real
         self._descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
         weakref.finalize(self, os.close, self._descriptor)
         self._first = os.fstat(self._descriptor)
@@ -55,6 +55,14 @@ class CheckpointFile:
     def identity(self) -> tuple[tuple[int, int], int]:
         """((major, minor) of its device, inode), as /proc names it."""
         return (os.major(self._first.st_dev), os.minor(self._first.st_dev)), self._first.st_ino
+
+    def has_its_name(self) -> bool:
+        """Whether what has the file's name is still this file."""
+        try:
+            now = os.stat(self.real, follow_symlinks=False)
+        except OSError:
+            return False
+        return (now.st_dev, now.st_ino) == (self._first.st_dev, self._first.st_ino)
 
     def read(self, offset: int, count: int, *, keep: bool = False) -> torch.Tensor:
         """(count,) uint8 from `offset` on; overwritten by the second read after this one, unless `keep`.

@@ -92,7 +92,7 @@ class Watch:
                 self._seen.append(f"it did {event} outside its folder")
         elif event in ("exec", "compile"):
             name = arguments[0].co_filename if event == "exec" else arguments[1]
-            if not _within(name, _LIBRARIES):
+            if not _within(name, _LIBRARIES) and not _is_of_an_import():
                 self._seen.append(f"it did {event} of code that is in no library")
 
     def _look_at_open(self, arguments: tuple[Any, ...]) -> None:
@@ -111,6 +111,19 @@ class Watch:
             return bool(os.read(self._inotify, 1 << 16))
         except BlockingIOError:
             return False
+
+
+def _is_of_an_import() -> bool:
+    """Whether a library asked for the code of a text while it was being imported, as NamedTuple and dataclasses do."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name.startswith("<frozen importlib"):
+            return True
+        if not _within(name, _LIBRARIES):
+            return False
+        frame = frame.f_back
+    return False
 
 
 def _within(path: Any, folders: tuple[str, ...]) -> bool:
