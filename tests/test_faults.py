@@ -12,7 +12,7 @@ from codegen_fast.cache import PagedCache
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from reliability.faults import TRIALS, run  # noqa: E402
+from reliability.faults import TRIALS, Trial, run  # noqa: E402
 from reliability.trials.subject import Subject  # noqa: E402
 
 
@@ -32,6 +32,24 @@ def test_a_fault_is_an_error_and_the_model_stays_usable(subject, name):
         pytest.skip(found["outcome"])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+
+
+def test_what_grows_in_the_second_run_too_is_a_leak(subject, monkeypatch):
+    kept = []
+
+    def leaking(subject, times):
+        """Keeps what it made."""
+        kept.extend(bytearray(1 << 16) for _ in range(40 * times))
+        return "as it must"
+
+    def filling(subject, times):
+        """Keeps what it made when it was first called."""
+        return leaking(subject, times) if not kept else "as it must"
+
+    monkeypatch.setitem(TRIALS, "filling", Trial(filling, 1, 1))
+    assert run(subject, "filling", 1, again=1)["failed"] is None
+    monkeypatch.setitem(TRIALS, "leaking", Trial(leaking, 1, 1))
+    assert "allocated memory grew by 2.6 MB in the second run" in run(subject, "leaking", 1, again=1)["failed"]
 
 
 def test_a_shared_page_that_cannot_be_copied_stays_shared(monkeypatch):
