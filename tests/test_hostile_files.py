@@ -269,7 +269,8 @@ def test_a_pickle_that_names_more_than_tensors(folder, data, named):
     refused(ValueError, f"not a tensor, and nothing in it was run \\('{named}'", open_checkpoint, folder)
 
 
-@pytest.mark.parametrize("data", [b"", b".", b"\x80\x02", b"\x80\x02a.", b"\x80\x02X\x04\x00\x00\x00\xe9\x80\x81\x61", b"\x80\x02c\xe9", b"\x80\x02h\x09.",
+@pytest.mark.parametrize("data", [b"", b".", b"\x80\x02", b"\x80\x02a.",
+                                  b"\x80\x02X\x04\x00\x00\x00\xe9\x80\x81\x61", b"\x80\x02c\xe9", b"\x80\x02h\x09.",
                                   b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x02tR.", b"\x80\x02X\xff\xff\xff\x7fa.",
                                   b"\x80\x02}U\x01aN", pickle.dumps({"a": 1}, 2)[:-2]])
 def test_a_broken_pickle(folder, data):
@@ -406,7 +407,7 @@ def test_lines_that_take_memory_and_no_disk(folder, name, read, begin):
     path.write_text(begin)
     os.truncate(path, 500 << 20)
     with little_memory(64):
-        refused(ValueError, f"line {2 if begin else 1} of .* has more than 16777216 bytes: expected one JSON object a line", read, path)
+        refused(ValueError, f"line {2 if begin else 1} of .* has more than 16777216 bytes: expected one JSON object", read, path)
     assert path.stat().st_size == 500 << 20
 
 
@@ -579,6 +580,16 @@ ROOT = Path(__file__).parents[1]
 # This checkout comes last on the path: its package has no compiled part where another one is installed.
 _CAMPAIGN = ("import sys; sys.path.append(sys.argv.pop(1)); sys.argv[0] = 'hostile'; "
              "from reliability.hostile.__main__ import main; sys.exit(main())")
+
+
+def test_inputs_that_were_worth_keeping():
+    """What failed once, or reached more of the package than smaller inputs: grown by coverage, kept, and read again (15 s)."""
+    corpus = Path(__file__).parent / "hostile_corpus"
+    script = "import sys; sys.path.append(sys.argv.pop(1)); from reliability.hostile.corpus import main; sys.exit(main())"
+    ended = subprocess.run([sys.executable, "-P", "-c", script, str(ROOT), str(corpus)], capture_output=True, text=True,
+                           timeout=1200)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert sum(path.stat().st_size for path in corpus.rglob("*") if path.is_file()) < 100_000
 
 
 def test_sixty_seconds_of_damaged_files():

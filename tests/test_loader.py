@@ -115,7 +115,9 @@ def test_a_turned_matrix_is_read_once(tmp_path, monkeypatch, shape):
     parts = [source.rows("a", row, 500).clone() for row in range(0, 3000, 500)]
     assert torch.equal(torch.cat(parts), turned.reshape(shape[-2:]))
     assert sum(counts) == turned.nbytes
-    assert source._file._turned is not None and all(buffer.numel() == 0 for buffer in source._file._buffers)
+    assert source._file._turned is None and all(buffer.numel() == 0 for buffer in source._file._buffers)
+    source.rows("a", 0, 500)
+    assert source._file._turned is not None
     source.rows("b", 0, 4)
     assert source._file._turned is None  # no two at once
 

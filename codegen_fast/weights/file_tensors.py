@@ -34,7 +34,7 @@ def span_of(shape: Sequence[int], strides: Sequence[int]) -> int:
 class CheckpointFile:
     """An open file of tensors. What is read lies in one of two buffers, in turns: one is filled while the other is used.
 
-    Rows of a turned matrix lie all over it: it is read once, and kept until another tensor is asked for.
+    Rows of a turned matrix lie all over it: it is read once, and kept until its last rows or another tensor are asked for.
     """
 
     def __init__(self, path: Path, real: Path) -> None:
@@ -102,7 +102,10 @@ class CheckpointFile:
         if strides[1] != 1 and shape[1] > 1:
             if self._turned is None:
                 self._turned = tensor, self.whole(tensor).view(tensor.shape[-2:])
-            return self._turned[1][start:start + count]
+            rows = self._turned[1][start:start + count]
+            if start + count == tensor.shape[-2]:
+                self._turned = None  # of each file of a checkpoint one would stay else
+            return rows
         return self._view(tensor, tensor.offset + start * strides[0] * tensor.dtype.itemsize, shape, strides)
 
     def whole(self, tensor: StoredTensor) -> torch.Tensor:

@@ -251,8 +251,8 @@ def _require_layout(config: CodeGenConfig, source: TensorSource) -> None:
         own = packed_layout(kind)
         if stored.get(kind) != own:
             raise ValueError(f"{source.describe()} holds {kind} weights packed in layout {stored.get(kind)!r:.80}, and the CPU "
-                             f"kernels here have {own!r}: load it with codegen_fast {one_line(version, 40)}, which wrote it, and save it "
-                             f"with save_pretrained(folder, packed=False), or quantise the original again")
+                             f"kernels here have {own!r}: load it with codegen_fast {one_line(version, 40)}, which wrote it, and "
+                             f"save it with save_pretrained(folder, packed=False), or quantise the original again")
 
 
 def _check_tensors(config: CodeGenConfig, source: TensorSource, *, lm_head: bool) -> int:

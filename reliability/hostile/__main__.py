@@ -26,6 +26,7 @@ def main() -> int:
     parser.add_argument("--case", type=int, help="with --target: this input alone, and what came of it")
     parser.add_argument("--guided-share", type=float, default=0.3, metavar="SHARE",
                         help="of the time, for inputs grown by coverage, where atheris is installed")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="adds what was grown and is worth keeping (corpus.py)")
     parser.add_argument("--rounds", type=int, default=1, help="turns of every target")
     parser.add_argument("--again", metavar="NAME", nargs="+", default=(), help="also the inputs that failed in these records")
     parser.add_argument("--save", nargs="?", const="hostile", metavar="NAME", help="write the record")
@@ -38,16 +39,22 @@ def main() -> int:
         if arguments.case is not None:
             return _one_case(root, targets, arguments)
         with record.recording(arguments.save or "hostile", 1, save=arguments.save is not None) as told:
-            grown = [name for name in targets if name in guided.GUIDED] if guided.is_there() else []
+            grown = [row for row, target in guided.GUIDED.items() if target in targets] if guided.is_there() else []
             share = arguments.guided_share if grown else 0.0
             tallies = run_campaign(root, targets, seconds=arguments.seconds * (1 - share), seed=arguments.seed,
                                    rounds=arguments.rounds)
             told["seed"], told["targets"] = arguments.seed, [asdict(tally) for tally in tallies]
             told["atheris"] = version("atheris") if share else None
+<<<<<<< HEAD
             told["guided"] = [guided.run_guided(root, name, arguments.seconds * share / len(grown))
                               for name in grown if share]
             told["again"] = [each for name in arguments.again for again in (run_again, guided.run_again)
                              for each in again(root, record.read(name))]
+=======
+            told["guided"] = [guided.run_guided(root, row, arguments.seconds * share / len(grown), arguments.keep)
+                              for row in grown if share]
+            told["again"] = [each for name in arguments.again for each in run_again(root, record.read(name))]
+>>>>>>> readers
     failures = [(each["target"], kind, found) for each in (*told["targets"], *told["guided"])
                 for kind, found in each["failures"].items()]
     failures += [(each["target"], each["now"], {"case": each["case"], "times": 1, "detail": "again"})

@@ -23,19 +23,33 @@ from .campaign import Tally
 from .verdicts import READ, REFUSED
 from .worker import Died, Worker, start_python
 
-# Target -> (seed, the file that inputs are written to): those whose bytes our own code parses or checks.
+# Seed and the file of it that inputs are written to: those whose bytes our own code parses or checks. -> target
 GUIDED = {
-    "config.json": ("safetensors", "config.json"),
-    "generation_config.json": ("generation_config", "generation_config.json"),
-    "index and shards": ("sharded", "model.safetensors.index.json"),
-    "torch .bin": ("bin", "pytorch_model.bin"),
-    "tokenizer.json": ("tokenizer_json", "tokenizer_config.json"),
-    "HumanEval data": ("humaneval", "data.jsonl"),
-    "MTPB data": ("mtpb", "data.jsonl"),
-    "run gone on with": ("run", "samples-t0.2.jsonl"),
-    "run compared": ("run", "summary.json"),
+    "safetensors/config.json": "config.json",
+    "safetensors/model.safetensors": "safetensors",
+    "generation_config/generation_config.json": "generation_config.json",
+    "sharded/model.safetensors.index.json": "index and shards",
+    "bin/pytorch_model.bin": "torch .bin",
+    "int8/config.json": "saved quantised checkpoint",
+    "int8/model.safetensors": "saved quantised checkpoint",
+    "int4/model.safetensors": "saved quantised checkpoint",
+    "packed/config.json": "saved quantised checkpoint",
+    "packed/model.safetensors": "saved quantised checkpoint",
+    "tokenizer_json/tokenizer.json": "tokenizer.json",
+    "tokenizer_json/tokenizer_config.json": "tokenizer.json",
+    "tokenizer_files/vocab.json": "vocab.json and merges.txt",
+    "tokenizer_files/merges.txt": "vocab.json and merges.txt",
+    "tokenizer_files/added_tokens.json": "vocab.json and merges.txt",
+    "humaneval/data.jsonl": "HumanEval data",
+    "humaneval_gz/data.jsonl.gz": "HumanEval data",
+    "mtpb/data.jsonl": "MTPB data",
+    "run/samples-t0.2.jsonl": "run gone on with",
+    "run/settings.json": "run gone on with",
+    "run/summary.json": "run compared",
 }
+FAILED = "failed-"  # begins the name of an input that did
 _START = "import sys; sys.path.append(sys.argv.pop(1)); from reliability.hostile.guided import main; main()"
+_KEEP = "import sys; sys.path.append(sys.argv.pop(1)); from reliability.hostile.corpus import keep_in_process as main; main()"
 _MOST_BYTES = 1 << 16
 _GRACE_SECONDS = 600
 
@@ -44,17 +58,18 @@ def is_there() -> bool:
     return find_spec("atheris") is not None
 
 
-def run_guided(root: Path, target: str, seconds: float) -> dict[str, Any]:
-    """A tally, with the branches reached by the seed alone and at the end."""
+def run_guided(root: Path, row: str, seconds: float, kept: Path | None = None) -> dict[str, Any]:
+    """A tally, with the branches reached by the seed alone and at the end. kept: a folder for inputs worth keeping."""
     with tempfile.TemporaryDirectory() as corpus, tempfile.TemporaryFile() as log:
-        seed, name = GUIDED[target]
-        (Path(corpus) / "seed").write_bytes((root / "seeds" / seed / name).read_bytes())
-        process = start_python(_START, [str(root), target, corpus, str(round(seconds))], stdout=subprocess.PIPE, stderr=log,
+        (Path(corpus) / "seed").write_bytes((root / "seeds" / row).read_bytes())
+        process = start_python(_START, [str(root), row, corpus, str(max(1, round(seconds)))], stdout=subprocess.PIPE, stderr=log,
                                text=True)
         told, _ = process.communicate(timeout=seconds + _GRACE_SECONDS)
         log.seek(0)
         text = log.read().decode(errors="replace")
-    tally = Tally(target, seconds=seconds)
+        if kept is not None and start_python(_KEEP, [str(root), row, corpus, str(kept)]).wait(_GRACE_SECONDS) != 0:
+            raise RuntimeError(f"what was worth keeping of {row} could not be told")
+    tally = Tally(row, seconds=seconds)
     for line in told.splitlines():
         outcome = json.loads(line)
         tally.add(outcome.pop("number"), outcome)
@@ -111,9 +126,9 @@ def main() -> None:
         from .targets import TARGETS
         from .watch import Watch
 
-    root, target, corpus, seconds = sys.argv[1:]
-    seed, name = GUIDED[target]
-    cases = Cases(Path(root), TARGETS[target], 0, Watch(Path(root) / "outside"))
+    root, row, corpus, seconds = sys.argv[1:]
+    seed, name = row.split("/")
+    cases = Cases(Path(root), TARGETS[GUIDED[row]], 0, Watch(Path(root) / "outside"))
     told: set[str] = set()
     number = 0
 
@@ -123,6 +138,7 @@ def main() -> None:
         number += 1
         if outcome.is_failure and outcome.kind not in told:
             told.add(outcome.kind)
+            (Path(corpus) / f"{FAILED}{number}").write_bytes(data)
             detail = f"{outcome.detail} of {ascii(data)[:200]}"
             kept = base64.b64encode(zlib.compress(data)).decode()
             print(json.dumps({"number": number, **asdict(outcome), "detail": detail, "input": kept}), flush=True)

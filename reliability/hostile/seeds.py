@@ -1,7 +1,7 @@
 """The corpus: folders as a stranger would hand them over, small and sound, made anew by every run.
 
-Nothing of it is committed: a seed is a few lines here and some kilobytes on disk. What once made the package fail
-stands as a test of its own in tests/test_hostile_files.py.
+A seed is a few lines here and some kilobytes on disk. What once made the package fail stands as a test of its own in
+tests/test_hostile_files.py; what was grown from seeds and reached more of the package is in tests/hostile_corpus (corpus.py).
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def make_seeds(root: Path) -> list[str]:
     for quantization in ("int8", "int8-row", "int4"):
         model = AutoModelForCausalLM.from_pretrained(whole, device="cpu", quantization=quantization)
         model.save_pretrained(root / quantization)
+    AutoModelForCausalLM.from_pretrained(whole, device="cpu").save_pretrained(root / "packed", packed=True)
     _write_generation_config(root / "generation_config")
     _write_tokenizers(root)
     _write_lines(root / "humaneval", "data.jsonl", _HUMANEVAL)
