@@ -45,16 +45,10 @@ def main() -> int:
                                    rounds=arguments.rounds)
             told["seed"], told["targets"] = arguments.seed, [asdict(tally) for tally in tallies]
             told["atheris"] = version("atheris") if share else None
-<<<<<<< HEAD
-            told["guided"] = [guided.run_guided(root, name, arguments.seconds * share / len(grown))
-                              for name in grown if share]
-            told["again"] = [each for name in arguments.again for again in (run_again, guided.run_again)
-                             for each in again(root, record.read(name))]
-=======
             told["guided"] = [guided.run_guided(root, row, arguments.seconds * share / len(grown), arguments.keep)
                               for row in grown if share]
-            told["again"] = [each for name in arguments.again for each in run_again(root, record.read(name))]
->>>>>>> readers
+            told["again"] = [each for name in arguments.again for again in (run_again, guided.run_again)
+                             for each in again(root, record.read(name))]
     failures = [(each["target"], kind, found) for each in (*told["targets"], *told["guided"])
                 for kind, found in each["failures"].items()]
     failures += [(each["target"], each["now"], {"case": each["case"], "times": 1, "detail": "again"})

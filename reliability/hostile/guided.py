@@ -88,12 +88,13 @@ def run_again(root: Path, found: dict[str, Any]) -> list[dict[str, Any]]:
     process ended) of growing inputs anew for as long as then."""
     told: list[dict[str, Any]] = []
     for tally in found["guided"]:
+        row = _row_of(tally["target"])
         for kind, first in tally["failures"].items():
             again = {"record": found["name"], "target": tally["target"], "case": first["case"], "then": kind}
             if "input" in first:
-                again["now"] = _replayed(root, tally["target"], zlib.decompress(base64.b64decode(first["input"])))
+                again["now"] = _replayed(root, row, zlib.decompress(base64.b64decode(first["input"])))
             elif is_there():
-                grown = run_guided(root, tally["target"], tally["seconds"])
+                grown = run_guided(root, row, tally["seconds"])
                 again |= {"now": next(iter(grown["failures"]), None), "seconds": tally["seconds"]}
             else:
                 again["now"] = "not tried: atheris is not installed"
@@ -101,11 +102,16 @@ def run_again(root: Path, found: dict[str, Any]) -> list[dict[str, Any]]:
     return told
 
 
-def _replayed(root: Path, target: str, data: bytes) -> str | None:
+def _row_of(name: str) -> str:
+    """Earlier records name the target, which had one row."""
+    return name if name in GUIDED else next(row for row, target in GUIDED.items() if target == name)
+
+
+def _replayed(root: Path, row: str, data: bytes) -> str | None:
     """What is wrong with the outcome; None if nothing is."""
     worker = Worker(root, 0)
     try:
-        kind = worker.read_file(target, *GUIDED[target], data)["kind"]
+        kind = worker.read_file(GUIDED[row], *row.split("/"), data)["kind"]
     except Died as death:
         return str(death)
     finally:
