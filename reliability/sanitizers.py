@@ -188,7 +188,7 @@ def plant(isa: str, jobs: int) -> list[dict[str, Any]]:
             trial.build.make(jobs)
             made = trial.run()
             path.write_text(right)
-            text = "\n".join(made["reports"])
+            text = "\n".join(made["reports"]).replace(f"{copy}/", "")
             found = not made["passed"] and re.search(fault.report, text) is not None
             results.append({"fault": fault.what, "file": fault.path, "by": trial.what, "sanitizer": trial.build.kind,
                             "found": found, "report": text, "output": "" if found else made["output"]})  # fmt: skip
