@@ -205,7 +205,7 @@ def section(found: dict[str, Any]) -> str:
         f"{found['files'][-1]}, {found['threads'][-1]} | no more |",
         "",
         f"At rest it was between {resident.lowest:.1f} and {resident.highest:.1f} MB, as the allocator keeps more or less of what is "
-        f"free; its peak {found['peak_bytes'] / 1e6:.1f} MB. " + ("Nothing failed." if not wrong else "Failed: " + "; ".join(
+        f"free between what is in use: where it grows and what is allocated does not, no request has left anything. Its peak {found['peak_bytes'] / 1e6:.1f} MB. " + ("Nothing failed." if not wrong else "Failed: " + "; ".join(
             fault.strip().splitlines()[-1] for fault in wrong) + "."),
         "",
     ]  # fmt: skip

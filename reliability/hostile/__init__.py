@@ -32,7 +32,7 @@ Decided: a link may lead within its folder, or into `models--*/blobs` of a Hub's
 and so is an index that names anything but a file of its folder. The whole folder may be a link, and a file that the user names
 (`--data`) may be one. Of a `.bin`, only pickles of plain tensors are unpickled (by torch, with `weights_only`), each key of a
 JSON object may stand there once, and a `tokenizer.json` has the stages of a byte-level BPE. Limits: texts of 256 MB, JSON of 64
-levels, gzip of 100 times its size, `n_positions * rotary_dim` of 2^24, 1024 beams or samples by a checkpoint's own file.
+levels, gzip of 100 times its size, `n_positions * rotary_dim` of 2^22, 1024 beams or samples by a checkpoint's own file.
 """
 
 
