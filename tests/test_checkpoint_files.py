@@ -188,6 +188,20 @@ def test_a_compressed_zip_is_refused(tmp_path):
     expect(tmp_path, OSError, r"is a compressed zip, which cannot be memory-mapped; write it with torch\.save")
 
 
+def test_an_entry_that_lies_about_its_size_is_refused(tmp_path):
+    """Its directory says that torch's identification unfolds to 160 MB: torch allocated that, and then could not read it."""
+    path = tmp_path / "pytorch_model.bin"
+    torch.save(TENSORS, path)
+    with zipfile.ZipFile(path) as archive:
+        (entry,) = [entry for entry in archive.infolist() if entry.filename.endswith("serialization_id")]
+    content = path.read_bytes()
+    at = content.rindex(entry.filename.encode()) - 46  # its place in the directory: sizes stand at bytes 20 and 24
+    assert content[at:at + 4] == b"PK\1\2"
+    path.write_bytes(content[:at + 24] + (160 << 20).to_bytes(4, "little") + content[at + 28:])
+    with pytest.raises(OSError, match="serialization_id' has 40 bytes and would unfold to 167772160"):
+        open_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize("layout", ["safetensors", "bin"])
 def test_a_file_that_changes_while_it_is_read_is_named(tmp_path, layout):
     write_tensors(tmp_path, {"a": torch.zeros(300, 500), "b": torch.zeros(3)}, layout)

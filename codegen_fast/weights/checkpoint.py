@@ -272,12 +272,17 @@ def _check_bin(path: Path) -> Path:
             entries = archive.infolist()
             pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
             stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+            # torch makes room for what the directory says that an entry unfolds to before it reads it.
+            lying = [entry for entry in entries if stored and entry.file_size != entry.compress_size]
             content = archive.read(pickles[0]) if len(pickles) == 1 and stored else b""
     except Exception as error:  # a lying directory can bring about any: of zipfile, of struct, of the system
         raise OSError(f"{path} is cut off or damaged ({type(error).__name__}: {one_line(error)}); "
                       f"download it again") from None
     if not stored:
         raise OSError(f"{path} is a compressed zip, which cannot be memory-mapped; write it with torch.save")
+    if lying:
+        raise OSError(f"{path} is cut off or damaged (its entry {lying[0].filename!r:.80} has {lying[0].compress_size} bytes and "
+                      f"would unfold to {lying[0].file_size}); download it again")
     if len(pickles) != 1:
         raise OSError(f"{path} has {len(pickles)} entries named data.pkl; expected one, as torch.save writes it")
     try:
