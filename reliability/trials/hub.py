@@ -77,6 +77,10 @@ class _Answer(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
+    def end_headers(self) -> None:
+        self.send_header("Connection", "close")  # else a client may ask again on a connection that is about to be closed
+        super().end_headers()
+
     def _answer(self, body: bool) -> None:
         hub = self.server
         self.close_connection = True
