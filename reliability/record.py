@@ -16,10 +16,14 @@ FOLDER = Path(__file__).parent / "results"
 
 
 def command_line() -> str:
-    """The command that runs now, as somebody would type it at the root of the checkout."""
+    """The command that runs now, as somebody would type it at the root of the checkout.
+
+    Of files elsewhere only the names: where they lie is this machine's own, and records are for others to read.
+    """
     file = Path(sys.argv[0])
     module = file.parent.name if file.stem == "__main__" else file.stem
-    return shlex.join(["python", "-m", f"reliability.{module}", *sys.argv[1:]])
+    arguments = (Path(argument).name if Path(argument).is_absolute() else argument for argument in sys.argv[1:])
+    return shlex.join(["python", "-m", f"reliability.{module}", *arguments])
 
 
 @contextmanager
