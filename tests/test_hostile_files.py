@@ -2,91 +2,33 @@
 advice; most were found by `python -m reliability.hostile`, which docs/reliability.md tells of.
 """
 
-import gzip
 import io
 import json
 import os
 import pickle
-import resource
-import socket
 import struct
-import subprocess
-import sys
 import zipfile
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import reference
 import torch
 from checkpoints import make_checkpoint, write_tensors
+from strange_files import HOLE, LONG, little_memory, new_folder, put, refused
 from tokenizers_small import write_tokenizer
 
 from codegen_fast import AutoModelForCausalLM, AutoTokenizer
 from codegen_fast.config import CodeGenConfig
 from codegen_fast.decoder import _rotary_table as rotary_table
-from codegen_fast.evaluation import humaneval, mtpb
-from codegen_fast.evaluation.comparison import compare
-from codegen_fast.evaluation.jsonl import Journal
-from codegen_fast.evaluation.records import is_result, is_sample
-from codegen_fast.evaluation.run_folder import RunFolder, model_fingerprint
+from codegen_fast.evaluation.run_folder import model_fingerprint
 from codegen_fast.generation.config import GenerationConfig
 from codegen_fast.generation.knobs import KNOBS
-from codegen_fast.memory import named_where_full
 from codegen_fast.strangers import parse_json, regular_file
 from codegen_fast.weights import open_checkpoint
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from reliability.hostile import oracle  # noqa: E402
-
-HOLE = 1 << 40  # bytes
 CONFIG = {"model_type": "codegen", "n_embd": 64, "n_head": 4, "rotary_dim": 8, "n_positions": 64}
 
 
-@contextmanager
-def little_memory(megabytes=200):
-    """Room for so much more than the process has: what wants more gets a MemoryError, and no machine is filled."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        now = int(file.read().split()[0]) * resource.getpagesize()
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (now + (megabytes << 20), before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
-
-
-def refused(error, message, call, *arguments):
-    with little_memory(), pytest.raises(error, match=message) as caught:
-        call(*arguments)
-    text = str(caught.value)
-    assert text.isprintable() and len(text) < 800
-
-
 # ---- What is no file of the folder ---------------------------------------------------------------
-
-
-def put(kind, path):
-    """Something else in a file's place."""
-    path.unlink(missing_ok=True)
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "socket":
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(path))
-    elif kind == "folder":
-        path.mkdir()
-    elif kind == "circle":
-        path.symlink_to(path.name)
-    elif kind == "nowhere":
-        path.symlink_to("nothing-is-here")
-    elif kind == "hole":
-        with open(path, "wb") as file:
-            file.truncate(HOLE)
-    else:
-        path.symlink_to(kind)
-
 
 ODD = [("pipe", OSError, "is not a file"), ("socket", OSError, "is not a file"), ("folder", OSError, "is not a file"),
        ("circle", OSError, "leads nowhere"), ("nowhere", OSError, "leads nowhere"), ("/dev/zero", ValueError, "outside its folder"),
@@ -108,10 +50,7 @@ def small_model(checkpoint):
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "outside").write_text("{}")
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    return folder
+    return new_folder(tmp_path)
 
 
 @pytest.mark.parametrize("kind, error, message", [*ODD, TEXT_HOLE])
@@ -160,14 +99,6 @@ def test_links_that_are_meant(tmp_path):
     assert regular_file(folder / "c").read_text() == "c"
 
 
-@pytest.mark.parametrize("kind, message", [("pipe", "no regular file"), ("folder", "no regular file"),
-                                           ("/dev/zero", "no regular file"), ("nowhere", "cannot be read")])
-@pytest.mark.parametrize("name, read", [("data.jsonl", humaneval.read_problems), ("data.jsonl.gz", humaneval.read_problems)])
-def test_problems_that_are_no_file(folder, name, read, kind, message):
-    put(kind, folder / name)
-    refused(OSError, message, read, str(folder / name))
-
-
 # ---- JSON ------------------------------------------------------------------------------------------
 
 
@@ -182,9 +113,6 @@ def test_json_that_nobody_means(text, message):
 
 def test_json_that_somebody_means():
     assert parse_json('{"a": [{"b": "\\ud83d\\ude00"}, 1e3, null]}') == {"a": [{"b": "\U0001f600"}, 1000.0, None]}
-
-
-LONG = "a" * 100_000
 
 
 @pytest.mark.parametrize("changed", [
@@ -359,104 +287,6 @@ def test_a_tokenizer_configuration_of_odd_values(folder, changed):
     refused(ValueError, "must be|is not a CodeGen tokenizer|expected", AutoTokenizer.from_pretrained, folder)
 
 
-# ---- Evaluation's files -------------------------------------------------------------------------------
-
-
-def test_a_compressed_file_that_unfolds_without_end(folder):
-    path = folder / "data.jsonl.gz"
-    path.write_bytes(gzip.compress(b" " * (300 << 20)))
-    refused(ValueError, "line 1 of .* has more than 16777216 bytes", humaneval.read_problems, str(path))
-    path.write_bytes(gzip.compress((b" " * (1 << 10) + b"\n") * (50 << 10)))
-    refused(OSError, "unfolds to more than 100 times its size", humaneval.read_problems, str(path))
-    path.write_bytes(gzip.compress(b"{}")[:10] + b"\xff" * 20)
-    refused(OSError, "cannot be read", humaneval.read_problems, str(path))
-
-
-@pytest.mark.parametrize("prompt", ["{a:>999999999}", "{a.__class__}", "{a[0]}", "{a!r}", "{0}", "{}", "{a:{a}}", "{"])
-def test_a_prompt_is_filled_with_inputs_and_nothing_else(folder, prompt):
-    path = folder / "mtpb.jsonl"
-    path.write_text(json.dumps({"id": "1", "prompts": [prompt], "inputs": [{"a": "1"}], "outputs": ["1"]}))
-    refused(ValueError, "does not fill the prompts", mtpb.read_problems, str(path))
-
-
-SAMPLE = {"task_id": "a", "sample": 0, "completion": "x", "tokens": 1, "finish_reason": "eos"}
-
-
-@pytest.mark.parametrize("changed", [
-    {"task_id": ["a"]}, {"task_id": "b"}, {"sample": [0]}, {"sample": -1}, {"sample": True}, {"sample": "0"}, {"completion": None},
-    {"tokens": "1"}, {"tokens": 10**30}, {"finish_reason": None}, {"finish_reasons": [["eos"]]}, {"finish_reasons": "eos"},
-    {"prompt_tokens": 1, "prompt_nll": 1e308}, {"prompt_tokens": 0, "prompt_nll": 1.0}, {"prompt_tokens": "1"},
-])
-def test_records_of_a_run_that_somebody_else_began(folder, changed):
-    path = folder / "samples.jsonl"
-    key = humaneval.record_key([{"task_id": "a"}])
-    path.write_text(json.dumps(SAMPLE) + "\n")
-    Journal(path, key, lambda record: is_sample(record, humaneval.JUDGED)).close()
-    path.write_text(json.dumps({**SAMPLE, **changed}) + "\n")
-    refused(ValueError, "line 1 of .* is no record of such a run", Journal, path, key,
-            lambda record: is_sample(record, humaneval.JUDGED))
-
-
-@pytest.mark.parametrize("begin", ["", json.dumps(SAMPLE) + "\n"])
-@pytest.mark.parametrize("name, read", [
-    ("samples.jsonl", lambda path: Journal(path, humaneval.record_key([{"task_id": "a"}]))),
-    ("data.jsonl", lambda path: humaneval.read_problems(str(path))),
-])
-def test_lines_that_take_memory_and_no_disk(folder, name, read, begin):
-    path = folder / name
-    path.write_text(begin)
-    os.truncate(path, 500 << 20)
-    with little_memory(64):
-        refused(ValueError, f"line {2 if begin else 1} of .* has more than 16777216 bytes: expected one JSON object", read, path)
-    assert path.stat().st_size == 500 << 20
-
-
-def test_results_of_a_run_that_somebody_else_began():
-    assert is_result({"passed": True, "result": "passed"})
-    assert not any(map(is_result, ({"passed": 1, "result": "x"}, {"passed": True}, {"passed": {}, "result": []})))
-
-
-@pytest.mark.parametrize("name", ["lock", "settings.json.tmp", "samples.jsonl", "settings.json"])
-def test_a_run_writes_through_no_link(tmp_path, name):
-    """A folder from elsewhere may have links where the run writes: the file that they lead to stays as it is."""
-    precious = tmp_path / "precious"
-    precious.write_text("alive")
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / name).symlink_to(precious)
-    try:
-        if name == "samples.jsonl":
-            Journal(folder / name, lambda record: 0).close()
-        else:
-            with RunFolder(folder, {"benchmark": "humaneval"}, {}):
-                pass
-    except (OSError, ValueError) as error:
-        assert str(folder) in str(error)
-    assert precious.read_text() == "alive"
-
-
-@pytest.mark.parametrize("name", ["\n\n", LONG])
-def test_a_setting_of_an_odd_name(folder, name):
-    (folder / "settings.json").write_text(json.dumps({"benchmark": "humaneval", name: name}))
-    refused(ValueError, "holds a run with .*: use the same settings", RunFolder, folder, {"benchmark": "humaneval"}, {})
-
-
-@pytest.mark.parametrize("changed, message", [
-    ({"counts": None}, "is not the summary of a run"), ({"counts": {}}, "is not the summary"),
-    ({"counts": {"x": {"a": [1, 1]}}}, "is not"),
-    ({"counts": {"0.2": {"a": [1, 2]}}}, "is not"), ({"counts": {"0.2": {"a": [10**12, 1]}}}, "is not"),
-    ({"counts": {"0.2": {"a": [2, 1]}, "0.6": {"b": [2, 1]}}}, "is not"), ({"pass_at_k": []}, "has no pass_at_k of numbers"),
-    ({"pass_at_k": {"x": 1}}, "has no pass_at_k of numbers"),
-])
-def test_summaries_that_are_none(folder, changed, message):
-    (folder / "settings.json").write_text('{"benchmark": "humaneval"}')
-    sound = {"counts": {"0.2": {"a": [2, 1]}}, "pass_at_k": {"1": {}}}
-    (folder / "summary.json").write_text(json.dumps(sound))
-    assert compare(folder, folder)
-    (folder / "summary.json").write_text(json.dumps({**sound, **changed}))
-    refused(ValueError, message, compare, folder, folder)
-
-
 # ---- Whole models ------------------------------------------------------------------------------------
 
 
@@ -520,14 +350,6 @@ def test_a_shard_whose_name_cannot_be_told(folder, name):
     refused(ValueError, "names the shard .* expected the name of a file", open_checkpoint, folder)
 
 
-@pytest.mark.parametrize("name", ["a\nb", LONG, "\x1b[2J"])
-def test_problems_that_are_there_twice(folder, name):
-    for read, problem in ((humaneval.read_problems, {"task_id": name, "prompt": "a", "entry_point": "a", "test": "a"}),
-                          (mtpb.read_problems, {"id": name, "prompts": ["a"], "inputs": [], "outputs": []})):
-        (folder / "data.jsonl").write_text((json.dumps(problem) + "\n") * 2)
-        refused(ValueError, "of an earlier one", read, str(folder / "data.jsonl"))
-
-
 def test_a_link_whose_target_cannot_be_told(folder):
     (folder / "config.json").symlink_to(folder.parent / "a\nb")
     (folder.parent / "a\nb").write_text("{}")
@@ -546,56 +368,3 @@ def test_a_packed_checkpoint_of_an_odd_version(folder, small_model, checkpoint):
     packed.update(layout=dict.fromkeys(packed["layout"], "\n" * 9), version="\x1b[2J\n" * 9)
     (folder / "config.json").write_text(json.dumps(config))
     refused(ValueError, "packed in layout", AutoModelForCausalLM.from_pretrained, folder)
-
-
-def test_a_refusal_for_want_of_memory_is_none(folder):
-    """What a file made us want is not bounded by it where only the system's limit stopped it."""
-    with pytest.raises(OSError) as caught, named_where_full(torch.device("cpu")):
-        raise MemoryError
-    assert oracle.complaint(caught.value, folder) == "it wanted more memory than files of this size may"
-
-
-def test_the_harness_knows_code_that_a_library_makes_while_it_is_imported(tmp_path):
-    """A NamedTuple compiles texts, whenever torch first needs the module that has it; nobody else's code may."""
-    (tmp_path / "outside").mkdir()
-    source = (
-        "import sys; sys.path.append(sys.argv[1])\n"
-        "from pathlib import Path\n"
-        "from reliability.hostile import watch\n"
-        "looks = watch.Watch(Path(sys.argv[2]) / 'outside')\n"
-        "def seen(call):\n"
-        "    looks.begin((), (), 0)\n"
-        "    call()\n"
-        "    return looks.end()\n"
-        "def lazy():\n"
-        "    sys.modules.pop('sched', None)\n"
-        "    import sched\n"
-        "assert seen(lazy) == [], 'an import of a library'\n"
-        "assert seen(lambda: compile('1', '<string>', 'eval')) != []\n")
-    subprocess.run([sys.executable, "-P", "-c", source, str(ROOT), str(tmp_path)], check=True, timeout=600,
-                   env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
-
-
-ROOT = Path(__file__).parents[1]
-# This checkout comes last on the path: its package has no compiled part where another one is installed.
-_CAMPAIGN = ("import sys; sys.path.append(sys.argv.pop(1)); sys.argv[0] = 'hostile'; "
-             "from reliability.hostile.__main__ import main; sys.exit(main())")
-
-
-def test_inputs_that_were_worth_keeping():
-    """What failed once, or reached more of the package than smaller inputs: grown by coverage, kept, and read again (15 s)."""
-    corpus = Path(__file__).parent / "hostile_corpus"
-    script = "import sys; sys.path.append(sys.argv.pop(1)); from reliability.hostile.corpus import main; sys.exit(main())"
-    ended = subprocess.run([sys.executable, "-P", "-c", script, str(ROOT), str(corpus)], capture_output=True, text=True,
-                           timeout=1200)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert sum(path.stat().st_size for path in corpus.rglob("*") if path.is_file()) < 100_000
-
-
-def test_sixty_seconds_of_damaged_files():
-    """Every target in turn, with mutations of seed 0; what fails is told with the number that repeats it."""
-    ended = subprocess.run([sys.executable, "-P", "-c", _CAMPAIGN, str(ROOT), "--seconds", "60", "--guided-share", "0"],
-                           capture_output=True, text=True, timeout=1200)
-    told = "\n".join(line for line in ended.stderr.splitlines() if "hostile files:" not in line)
-    assert ended.returncode == 0, ended.stdout + told
-    assert int(ended.stdout.split()[0].replace(",", "")) > 500  # thousands on a machine of its own

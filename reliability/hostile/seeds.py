@@ -1,7 +1,7 @@
 """The corpus: folders as a stranger would hand them over, small and sound, made anew by every run.
 
 A seed is a few lines here and some kilobytes on disk. What once made the package fail stands as a test of its own in
-tests/test_hostile_files.py; what was grown from seeds and reached more of the package is in tests/hostile_corpus (corpus.py).
+tests/test_hostile_*.py; what was grown from seeds and reached more of the package is in tests/hostile_corpus (corpus.py).
 """
 
 from __future__ import annotations
