@@ -85,8 +85,7 @@ Faults quantize_panel_in_groups(const PackedWeight& w, PanelRows at, int64_t seg
     const int64_t width = std::min(kBlock, w.segment_cols[segment] - block);
     Faults found;
     for (int64_t r = 0; r < at.lanes; ++r) {
-      const char* from = row_of(source, at.first_row + r) + block * dtype_bytes(source.dtype);
-      kernels().to_f32(values[r], from, source.dtype, width);
+      kernels().to_f32(values[r], row_of(source, at.first_row + r) + block * dtype_bytes(source.dtype), source.dtype, width);
       found += count_faults(values[r], width, INFINITY);
     }
     faults += found;
