@@ -206,6 +206,44 @@ def test_prefill_in_chunks_gives_the_same_bits(device, small, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(whole.hidden_states, pieces.hidden_states, strict=True))
 
 
+@per_device(kind=kinds)
+def test_a_prompt_needs_of_its_last_layer_only_what_is_read_later(device, kind, monkeypatch):
+    """Last logits are those among all of them, the cache serves the next step, and other rows were left out."""
+    dtype, quantization = kind
+    model = fast(make_model(n_embd=128, n_head=8, rotary_dim=16, n_layer=2, vocab_size=199, n_positions=512,
+                            seed=3, dtype=dtype), quantization, device)  # fmt: skip
+    monkeypatch.setattr("codegen_fast.decoder.PREFILL_CHUNK", 37)
+    monkeypatch.setattr("codegen_fast.decoder.CUDA_PREFILL_CHUNK", 37)
+    generator = torch.Generator().manual_seed(7)
+    prompts = [torch.randint(3, 199, (n,), generator=generator) for n in (5, 33, 1, 80, 20)]
+    following = torch.randint(3, 199, (5,), generator=generator).to(device.memory)
+    output_rows: list[int] = []
+    output_product = ops.output_product
+
+    def noted(x, *rest):
+        output_rows.append(len(x))
+        output_product(x, *rest)
+
+    monkeypatch.setattr(ops, "output_product", noted)
+
+    def run(logits):
+        """The logits of prompts that go on from a first token each, those of the step behind them, and how many rows
+        the output products had."""
+        cache = model._decoder.new_cache()
+        sequences = [cache.new_sequence() for _ in prompts]
+        model._decoder.prefill(cache, sequences, [ids[:1] for ids in prompts], logits="none")
+        output_rows.clear()
+        found = model._decoder.prefill(cache, sequences, [ids for ids in prompts], logits=logits).logits
+        rows = sum(output_rows)
+        return found, model._decoder.start(cache, sequences, 1).step(following).clone(), rows
+
+    ends = torch.tensor([len(ids) for ids in prompts]).cumsum(0) - 1
+    (every, step, all_rows), (last, last_step, last_rows), (_, none_step, none_rows) = run("all"), run("last"), run("none")
+    assert torch.equal(last, every[ends.to(every.device)])
+    assert torch.equal(last_step, step) and torch.equal(none_step, step)
+    assert (all_rows, last_rows, none_rows) == (2 * 139, 139 + 5, 139)
+
+
 def test_samples_share_the_prompt(small):
     model = fast(small)
     decoder = model._decoder
