@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from typing import Iterator
 
 import torch
@@ -71,7 +72,7 @@ class _Loader:
         self._kinds = packed_kinds(dtype, quantization, device)
         self._device = device
         self._bar = bar
-        self._reader = reader  # one thread, which reads a chunk ahead
+        self._reader = reader  # one thread, which reads beside this one
 
     def load(self, lm_head: str) -> DecoderWeights:
         """lm_head: the tensor that lm_head is packed from."""
@@ -180,12 +181,16 @@ class _Loader:
             raise ValueError(f"{self._where(name)}: {error}") from None
 
     def _read_into(self, out: torch.Tensor, name: str) -> None:
-        """The bytes of a tensor, which has as many as `out`."""
-        start = 0
-        for part in out.view(-1).view(torch.uint8).split(CHUNK_BYTES):
-            self._source.read_into(name, part, start)
-            start += part.numel()
-            self._bar.update(part.numel())
+        """The bytes of a tensor, which has as many as `out`: on two threads, as most of it is first touches of memory."""
+        parts = out.view(-1).view(torch.uint8).split(CHUNK_BYTES)
+        places = [(part, start * CHUNK_BYTES) for start, part in enumerate(parts)]
+        for here, there in zip_longest(places[::2], places[1::2]):
+            beside = self._reader.submit(self._source.read_into, name, *there) if there else None
+            self._source.read_into(name, *here)
+            self._bar.update(here[0].numel())
+            if beside:
+                beside.result()
+                self._bar.update(there[0].numel())
 
     def _chunks(self, name: str, start: int = 0, count: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
         """(row, rows) over rows start .. start+count of a matrix, on the device; row counts from `start`."""
