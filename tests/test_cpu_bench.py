@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.cpu import __main__ as command  # noqa: E402
-from bench.cpu import catalogue, gates, plots, report, results, rounds, tables  # noqa: E402
+from bench.cpu import catalogue, gates, parts, plots, report, results, rounds, tables  # noqa: E402
 from bench.cpu.ceiling import thread_counts  # noqa: E402
 from bench.cpu.formats.ggml import encode_blocks  # noqa: E402
 from bench.cpu.kernels import phases_of  # noqa: E402
@@ -95,6 +95,37 @@ def test_a_round_has_the_better_ceiling_of_before_and_after():
     found = list(run)
     assert [(each["best"], each["worst"]) for each in found] == [(30, 10), (30, 20)]
     assert visits == [("a", 0), ("b", 0), ("b", 1), ("a", 1)]
+
+
+class OneEngine:
+    """Stands for Residents: an engine whose every visit takes the next of these seconds."""
+
+    def __init__(self, seconds: list[float]) -> None:
+        self.names, self.rows, self._seconds = [INT8], {INT8: {"notes": {}}}, iter(seconds)
+
+    def attempt(self, name, visit):
+        visit(self)
+
+    def ask(self, what, steps, **_):
+        return {"seconds": [1.0] + [next(self._seconds)] * (steps - 1) if steps > 3 else [1.0]}
+
+
+@pytest.mark.parametrize(("moments", "kept", "ceiling", "steady"), [
+    ([60, 58], 0.1, 60, True),
+    ([60, 34, 34, 35], 0.2, 35, True),
+    ([60, 34, 34, 60, 60, 34], 0.3, 60, False),
+])  # fmt: skip
+def test_a_visit_is_made_again_where_the_ceiling_changed_during_it(moments, kept, ceiling, steady):
+    result = make_result({INT8: []})
+    result["settings"].update(decode=[(1, 32)], steps=5, rounds=1)
+    run = parts.Run(result, OneEngine([0.1, 0.2, 0.3]), None, lambda text: None)
+    told = iter(moments)
+    run.beside, run.measure_ceiling = lambda: next(told) * 1e9, lambda: ceiling_rows(60e9)
+    run.decode()
+    (sample,) = result["samples"]
+    assert (sample["seconds"], sample["ceiling"], sample["steady"]) == ([kept] * 5, ceiling * 1e9, steady)
+    assert next(told, None) is None
+    assert ("changed during every visit of " + INT8 in tables.terminal(result)) is not steady
 
 
 def test_a_share_is_of_the_ceiling_beside_it():

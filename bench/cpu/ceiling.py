@@ -4,7 +4,8 @@ A plain sum, and a product of one row (lm_head of the 6B shape) in float32 and i
 buffers are far beyond the caches. Virtual machines lose half of their bandwidth for minutes, so it is measured in every
 round, and a round below FLAG of the run's best is flagged. They also win and lose it within seconds, so what there is
 to be had is measured before and after every visit of an engine, whose share is of the better of the two: its median
-step against the median pass. Above ABOVE of that nothing can be: such a run says nothing.
+step against the median pass. Where the two differ, no one ceiling was above that visit: it is made again, VISITS times at
+most, whatever it found, and one that never was steady is marked. Above ABOVE of that nothing can be: such a run says nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from statistics import median
 from typing import Any
 
 FLAG = 0.75
+STEADY = 0.9  # of what was measured on the one side of a visit, at least, on the other
+VISITS = 3
 ABOVE = 1.05
 _SUM_BYTES = 512 << 20
 _SUMS = 3  # passes over half of them, of a moment

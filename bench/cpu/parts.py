@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.cpu import cold, rounds
 from bench.cpu.catalogue import OURS
-from bench.cpu.ceiling import best
+from bench.cpu.ceiling import STEADY, VISITS, best
 from bench.cpu.pool import EngineFailed, Unsupported, Worker
 from bench.cpu.residents import Residents
 
@@ -55,14 +55,20 @@ class Run:
         rows = self._residents.rows
 
         def visit(name: str, number: int) -> None:
-            if name not in self._residents.names:
-                return
-            self._progress(f"{part}, round {number + 1}: {name}")
-            before, first = self.beside(), len(self.result["samples"])
-            self._residents.attempt(name, lambda worker: ask(name, worker, number))
-            ceiling = max(before, self.beside())
+            first = len(self.result["samples"])
+            for tried in range(1, VISITS + 1):
+                if name not in self._residents.names:
+                    return
+                self._progress(f"{part}, round {number + 1}: {name}" + (f", visit {tried}" if tried > 1 else ""))
+                del self.result["samples"][first:]
+                before = self.beside()
+                self._residents.attempt(name, lambda worker: ask(name, worker, number))
+                after = self.beside()
+                steady = min(before, after) >= STEADY * max(before, after)
+                if steady:
+                    break
             for sample in self.result["samples"][first:]:
-                sample["ceiling"] = ceiling
+                sample.update(ceiling=max(before, after), steady=steady)
 
         def ask(name: str, worker: Worker, number: int) -> None:
             # A worker that was stopped wakes first.

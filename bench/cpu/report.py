@@ -63,6 +63,12 @@ def flagged(result: Result, part: str) -> set[int]:
     return {each["round"] for each in result["rounds"].get(part, ()) if each["worst"] < FLAG * best}
 
 
+def unsteady(result: Result, part: str) -> list[tuple[str, int]]:
+    """(engine, round) of visits during which the ceiling changed, each time that they were made."""
+    return sorted({(sample["engine"], sample["round"]) for sample in result["samples"]
+                   if sample["part"] == part and not sample.get("steady", True)})  # fmt: skip
+
+
 def whole_rounds(result: Result, part: str) -> set[int]:
     """Those that came to their end. Flagged ones are among them: in some runs hardly a round is not, and shares and
     ratios are of what was measured side by side."""

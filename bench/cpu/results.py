@@ -58,7 +58,7 @@ def describe_model(folder: Path) -> dict[str, Any]:
 def new_result(machine: dict[str, Any], model: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """A run in which nothing has been measured yet.
 
-    rounds: part -> what rounds.run gives. samples: {part, engine, batch, context, round, seconds, ceiling}. cold: what
+    rounds: part -> what rounds.run gives. samples: {part, engine, batch, context, round, seconds, ceiling, steady}. cold: what
     cold.first_token gives, with engine and round; cold_reads: of the checkpoint. kernels, stages: rows.
     """
     return {

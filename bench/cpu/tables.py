@@ -59,6 +59,9 @@ def _warnings(result: Result) -> list[str]:
         low = sorted(report.flagged(result, part))
         if low:
             lines.append(f"{part}: rounds {', '.join(str(n + 1) for n in low)} had under 75% of the best ceiling")
+        changed = [f"{engine} in round {number + 1}" for engine, number in report.unsteady(result, part)]
+        if changed:
+            lines.append(f"{part}: the ceiling changed during every visit of {', '.join(changed)}")
     return ["", *lines] if lines else []
 
 
