@@ -2,10 +2,12 @@
 
 Requests are those of requests.py, on the demo model in float32 and in int8, with pauses in between. After each one the
 pages of all caches are counted; after every few one of the probes is asked again. Memory is what is anonymous or shared,
-and of that what the allocator has given out, looked at twice a minute when sessions and caches have been let go of. It is
-judged after a warm-up, in which the allocator's pools and torch's own buffers fill, by its least values: the allocator
-keeps more or less of what is free, and a leak lifts the least as well. (The slope is Theil and Sen's, which a few points do
-not turn.) Time in which the process was stopped does not count.
+and of that what the allocator has given out, looked at twice a minute when sessions and caches have been let go of. What is
+resident moves by tens of MB with what glibc's allocator keeps of free pieces, and a user sees that: it has a wide bound. At
+a few marks the allocator gives back what nobody uses (malloc_trim), and what is held then has a narrow one, as has what is
+allocated. All are judged after a warm-up, in which the allocator's pools and torch's own buffers fill, by their least values:
+a leak lifts the least as well. (The slope is Theil and Sen's, which a few points do not turn.) Time in which the process was
+stopped does not count.
 
 python -m reliability.soak --hours 2 --save    # Ctrl-C or SIGTERM ends it early, with a record of what was done
 """
@@ -19,6 +21,7 @@ import threading
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +30,7 @@ import torch
 from bench.cpu import results
 
 from . import record, requests
-from .accounts import CacheAccounts, allocated_bytes, open_files, resident_bytes
+from .accounts import CacheAccounts, allocated_bytes, open_files, resident_bytes, retained_bytes
 from .probes import Probes
 
 TITLE = "Hours of mixed requests"
@@ -36,10 +39,12 @@ _PROBE_EVERY = 8  # requests
 _REST_EVERY = 30.0  # seconds between looks at the memory, and between records of what has been done so far
 _WARM_UP = 0.1  # of the time
 _PARTS = 12  # of the rest, for the slope
+_MARKS = 9  # from the end of the warm-up to the end, at which the allocator gives back what nobody uses
 _POINTS = 250  # of the memory, in the record
 _STANDSTILL = 1.0  # seconds that a request may take beyond its share of a core before it must have been stopped
 # A page of the smallest cache lost in each request would be 50 times as much in two hours.
 MOST_GROWTH_MB, MOST_MB_PER_HOUR = 8.0, 4.0
+MOST_STOCK_MB = 32.0  # that what is resident may grow by while nothing more is held: what glibc's allocator keeps
 
 
 class _Ended:
@@ -62,6 +67,7 @@ def soak(found: dict[str, Any], seconds: float, seed: int, share: float, write: 
     client = requests.Client.of_demo_models(seed)
     kinds: Counter[str] = Counter()
     memory: list[_Sample] = []
+    held: list[tuple[float, int]] = []  # seconds since the beginning, bytes, at the marks
     state = {"planned_seconds": seconds, "share_of_a_core": share, "seed": seed, "models": ["float32", "int8"],
              "probe_every": _PROBE_EVERY, "failures": [], "probes": 0, "files": [open_files()],
              "threads": [threading.active_count()], "peak_bytes": 0}  # fmt: skip
@@ -96,9 +102,11 @@ def soak(found: dict[str, Any], seconds: float, seed: int, share: float, write: 
                 client.let_go()
                 found["failures"] += accounts.faults([])
                 memory.append(_Sample.at(now))
+                if now >= _mark(len(held), seconds):
+                    held.append((now, retained_bytes()))
                 bar.update(round(now) - bar.n)
                 bar.set_postfix(requests=total, MB=memory[-1].resident // 10**6, failures=len(found["failures"]))
-                _sum_up(found, kinds, memory, accounts, now)
+                _sum_up(found, kinds, memory, held, accounts, now)
                 write()
             # What was computed is this share of the time that passes.
             due = (time.process_time() - busy) / share
@@ -106,12 +114,13 @@ def soak(found: dict[str, Any], seconds: float, seed: int, share: float, write: 
             now += min(time.monotonic() - started, due + _STANDSTILL)
         client.let_go()
         memory.append(_Sample.at(now))
+        held.append((now, retained_bytes()))
         for index, probe in enumerate(probes):
             found["probes"] += len(probe.names)
             found["failures"] += [f"probe {name} of model {index} differs at the end" for name in probe.different()]
         found["files"].append(open_files())
         found["threads"].append(threading.active_count())
-        _sum_up(found, kinds, memory, accounts, now)
+        _sum_up(found, kinds, memory, held, accounts, now)
     found["came_to_its_end"] = not ended.asked
 
 
@@ -128,24 +137,29 @@ class _Sample:
         return cls(when, resident_bytes(), allocated_bytes())
 
 
-def _sum_up(found: dict[str, Any], kinds: Counter[str], memory: list[_Sample], accounts: CacheAccounts,
-            now: float) -> None:  # fmt: skip
+def _mark(number: int, seconds: float) -> float:
+    """When mark `number` is due. (The last is the end, whenever it comes.)"""
+    return seconds * (_WARM_UP + (1 - _WARM_UP) * number / (_MARKS - 1))
+
+
+def _sum_up(found: dict[str, Any], kinds: Counter[str], memory: list[_Sample], held: list[tuple[float, int]],
+            accounts: CacheAccounts, now: float) -> None:  # fmt: skip
     found.update(
         soaked_seconds=now, requests=kinds.total(), kinds=dict(kinds), caches=accounts.made, collected=accounts.collected,
-        memory=_memory(memory), came_to_its_end=False,
+        memory=_memory(memory, held), came_to_its_end=False,
     )  # fmt: skip
 
 
-def _memory(samples: list[_Sample]) -> dict[str, Any]:
-    """When memory was looked at (seconds), and how much of it was resident and allocated (MB)."""
+def _memory(samples: list[_Sample], held: list[tuple[float, int]]) -> dict[str, Any]:
+    """When memory was looked at (seconds), and how much of it was resident and allocated, or held at a mark (MB)."""
     step = max(1, len(samples) // _POINTS)
     course = [[round(at.when), round(at.resident / 1e6, 1), round(at.allocated / 1e6, 1)] for at in samples[::step]]
-    return {"samples": len(samples), "course": course}
+    return {"samples": len(samples), "course": course, "held": [[round(when), round(size / 1e6, 1)] for when, size in held]}
 
 
 @dataclass(frozen=True)
-class _Trend:
-    """What the course of the memory says, the warm-up left out: MB, and MB an hour."""
+class Trend:
+    """What the course of a size says: MB, and MB an hour."""
 
     first: float  # the least in the first and in the last quarter
     last: float
@@ -154,35 +168,72 @@ class _Trend:
     highest: float
 
     @classmethod
-    def of(cls, found: dict[str, Any], column: int) -> _Trend:
-        """column: 1 for resident, 2 for allocated memory."""
-        course = [(point[0], point[column]) for point in found["memory"]["course"]]
-        rest = [point for point in course if point[0] >= _WARM_UP * found["soaked_seconds"]] or course[-1:]
-        quarter, part = max(1, len(rest) // 4), max(1, -(-len(rest) // _PARTS))
-        least = [min(rest[i : i + part], key=lambda point: point[1]) for i in range(0, len(rest), part)]
-        slopes = [3600 * (b[1] - a[1]) / (b[0] - a[0]) for i, a in enumerate(least) for b in least[i + 1 :]]
-        sizes = [size for _, size in rest]
+    def of(cls, course: list[tuple[float, float]]) -> Trend:
+        """course: seconds and MB, at least once."""
+        quarter, part = max(1, len(course) // 4), max(1, -(-len(course) // _PARTS))
+        least = [min(course[i : i + part], key=lambda point: point[1]) for i in range(0, len(course), part)]
+        slopes = [3600 * (b[1] - a[1]) / (b[0] - a[0]) for i, a in enumerate(least) for b in least[i + 1 :] if b[0] > a[0]]
+        sizes = [size for _, size in course]
         return cls(min(sizes[:quarter]), min(sizes[-quarter:]), statistics.median(slopes) if slopes else 0.0, min(sizes),
                    max(sizes))  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _Rule:
+    """What one size may do in the time after the warm-up."""
+
+    name: str
+    trend: Trend
+    most_growth: float  # MB
+    most_slope: float | None  # MB an hour
+
+    @classmethod
+    def all(cls, found: dict[str, Any]) -> list[_Rule]:
+        course = found["memory"]["course"]
+        rest = [point for point in course if point[0] >= _WARM_UP * found["soaked_seconds"]] or course[-1:]
+        return [
+            cls("resident memory", Trend.of([(at, size) for at, size, _ in rest]), MOST_STOCK_MB, None),
+            cls("of it allocated", Trend.of([(at, size) for at, _, size in rest]), MOST_GROWTH_MB, MOST_MB_PER_HOUR),
+            cls("of it held when the allocator has given back what nobody uses", Trend.of(
+                [(at, size) for at, size in found["memory"]["held"]] or [(0.0, 0.0)]), MOST_GROWTH_MB, MOST_MB_PER_HOUR),
+        ]  # fmt: skip
+
+    @property
+    def growth(self) -> float:
+        return self.trend.last - self.trend.first
+
+    def faults(self) -> list[str]:
+        wrong = []
+        if self.growth > self.most_growth:
+            wrong.append(f"{self.name}: grew by {self.growth:.1f} MB; at most {self.most_growth:.0f} is allowed")
+        if self.most_slope is not None and self.trend.slope > self.most_slope:
+            wrong.append(f"{self.name}: grows by {self.trend.slope:.1f} MB an hour; at most {self.most_slope:.0f} is allowed")
+        return wrong
+
+    def rows(self) -> list[str]:
+        slope = "-" if self.most_slope is None else f"{self.most_slope:.0f} MB an hour"
+        return [
+            f"| {self.name}, at rest: the least of the last quarter less that of the first ({self.trend.first:.1f} MB) | "
+            f"{self.growth:+.1f} MB | {self.most_growth:.0f} MB |",
+            f"| its slope | {self.trend.slope:+.2f} MB an hour | {slope} |",
+        ]
+
+
 def faults(found: dict[str, Any]) -> list[str]:
     """What is not as it must be."""
-    wrong = list(found["failures"])
-    for column, name in enumerate(("resident", "allocated"), 1):
-        trend = _Trend.of(found, column)
-        if trend.last - trend.first > MOST_GROWTH_MB:
-            wrong.append(f"{name} memory grew by {trend.last - trend.first:.1f} MB; at most {MOST_GROWTH_MB:.0f} is allowed")
-        if trend.slope > MOST_MB_PER_HOUR:
-            wrong.append(f"{name} memory grows by {trend.slope:.1f} MB an hour; at most {MOST_MB_PER_HOUR:.0f} is allowed")
+    wrong = found["failures"] + [fault for rule in _Rule.all(found) for fault in rule.faults()]
     for what in ("files", "threads"):
         if found[what][-1] > found[what][0]:
             wrong.append(f"open {what}: {found[what][0]} at the start, {found[what][-1]} at the end")
     return wrong
 
 
+def _listed(sizes: Iterable[float]) -> str:
+    return ", ".join(f"{size:.0f}" for size in sizes)
+
+
 def section(found: dict[str, Any]) -> str:
-    resident, allocated, wrong = _Trend.of(found, 1), _Trend.of(found, 2), faults(found)
+    rules, wrong = _Rule.all(found), faults(found)
     kinds = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in sorted(found["kinds"].items()))
     ended = "" if found["came_to_its_end"] else (f" (so far, of {found['planned_seconds'] / 3600:.1f} hours "
                                                  "planned)")  # fmt: skip
@@ -196,17 +247,16 @@ def section(found: dict[str, Any]) -> str:
         f"{sum('probe' in failure for failure in found['failures'])} | 0 |",
         f"| pages or caches (of {found['caches']:,}) that did not come back, other errors | "
         f"{sum('probe' not in failure for failure in found['failures'])} | 0 |",
-        *(line for name, trend in (("resident memory", resident), ("of it allocated", allocated)) for line in (
-            f"| {name} at rest, the least of the last quarter less that of the first ({trend.first:.1f} MB; "
-            f"{_WARM_UP:.0%} of warm-up left out) | {trend.last - trend.first:+.1f} MB | {MOST_GROWTH_MB:.0f} MB |",
-            f"| {name}, the slope of the least values of {_PARTS} parts | {trend.slope:+.2f} MB an hour | "
-            f"{MOST_MB_PER_HOUR:.0f} MB an hour |")),
+        *(row for rule in rules for row in rule.rows()),
         f"| open files, threads at the end (at the start: {found['files'][0]}, {found['threads'][0]}) | "
         f"{found['files'][-1]}, {found['threads'][-1]} | no more |",
         "",
-        f"At rest it was between {resident.lowest:.1f} and {resident.highest:.1f} MB, as the allocator keeps more or less of what is "
-        f"free between what is in use: where it grows and what is allocated does not, no request has left anything. Its peak {found['peak_bytes'] / 1e6:.1f} MB. " + ("Nothing failed." if not wrong else "Failed: " + "; ".join(
-            fault.strip().splitlines()[-1] for fault in wrong) + "."),
+        f"{_WARM_UP:.0%} of the time is warm-up, which is left out. Resident memory was between "
+        f"{rules[0].trend.lowest:.1f} and {rules[0].trend.highest:.1f} MB, as the allocator keeps more or less of what is free "
+        "between what is in use: where it grows, and what is allocated and what is held do not, no request has left anything. "
+        f"At the {len(found['memory']['held'])} marks {_listed(size for _, size in found['memory']['held'])} MB were held. "
+        f"The peak: {found['peak_bytes'] / 1e6:.1f} MB. "
+        + ("Nothing failed." if not wrong else "Failed: " + "; ".join(fault.strip().splitlines()[-1] for fault in wrong) + "."),
         "",
     ]  # fmt: skip
     return "\n".join(lines)
