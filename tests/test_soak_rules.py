@@ -38,8 +38,8 @@ def test_memory_that_stays_is_right():
     assert "Nothing failed." in soak.section(record)
 
 
-def test_what_the_allocator_keeps_may_move_by_tens_of_megabytes():
-    assert soak.faults(make_record(lambda hours: 200 + 12 * hours, flat, flat)) == []
+def test_what_the_allocator_keeps_may_come_and_go():
+    assert soak.faults(make_record(lambda hours: 200 + 20 * (int(60 * hours) % 3), flat, flat)) == []
 
 
 def test_what_fills_in_the_warm_up_does_not_count():
@@ -50,20 +50,16 @@ def test_what_fills_in_the_warm_up_does_not_count():
 
 
 @pytest.mark.parametrize(("sizes", "name"), [
+    ((leaking, flat, flat), "resident memory"),
     ((flat, leaking, flat), "of it allocated"),
     ((flat, flat, leaking), "of it held"),
 ])  # fmt: skip
-def test_a_leak_is_found_in_what_is_allocated_or_held(sizes, name):
+def test_a_leak_is_found_in_what_is_resident_allocated_or_held(sizes, name):
     record = make_record(*sizes)
     growth, slope = soak.faults(record)
     assert growth.startswith(name) and growth.endswith("at most 8 is allowed") and "grew by" in growth
     assert slope.startswith(name) and "grows by 6.0 MB an hour" in slope
     assert "Failed: " + name in soak.section(record)
-
-
-def test_resident_memory_that_grows_beyond_any_stock_is_a_fault():
-    (fault,) = soak.faults(make_record(lambda hours: 200 + 30 * hours, flat, flat))
-    assert fault.startswith("resident memory: grew by")
 
 
 def test_files_left_open_are_a_fault():
