@@ -23,6 +23,10 @@ from .weights.decoder_weights import DecoderWeights
 PREFILL_CHUNK = 512
 # The same on CUDA, where a chunk must keep thousands of tensor cores busy (16B: about 160 MB).
 CUDA_PREFILL_CHUNK = 2048
+# Tokens of a chunk from which the last layer's input product makes keys and values of all, and the rest of the few whose
+# logits are wanted: those few read the weights once more. On CUDA a model's answer, not measured.
+LEAST_APART = 32
+CUDA_LEAST_APART = 512
 _ROTARY_ROWS = 2048  # made at once: beside a table there is never a second one
 _ROW_PADDING = 16  # elements
 
@@ -125,7 +129,8 @@ class Decoder:
             if logits != "all" and not hidden_states:
                 ending = [(s, end - begin) for s, (i, begin, end) in zip(members, pieces, strict=True)
                           if wanted and end == lengths[i]]  # fmt: skip
-                ends = LastTokens.of(wanted, ending, max_seq_len, self.device)
+                apart = len(ids) - len(wanted) >= (CUDA_LEAST_APART if self.backend == "cuda" else LEAST_APART)
+                ends = LastTokens.of(wanted, ending, max_seq_len, apart, self.device)
             self.run_layers(x, scratch.q[: len(ids)], scratch.act[: len(ids)], cache, batch, False, scratch.workspace,
                          [s[here] for s in states] if states else None, ends)  # fmt: skip
             if wanted:
@@ -145,7 +150,7 @@ class Decoder:
     def run_layers(self, x, q, act, cache, batch, decode, workspace, states=None, ends=None) -> None:
         """All layers, on x (T, d) in place; q and act are scratch.
 
-        ends: of the last layer's output only these rows are needed, and x holds it in them alone. The cache gets all.
+        ends: of a prefill's last layer only these rows are needed, and x holds it in them alone. The cache gets all.
         """
         n_head, rotary = self.config.n_head, self.rotary
         input_product, attention, output_product = ops.input_product, ops.attention, ops.output_product
@@ -153,14 +158,33 @@ class Decoder:
         for i, (layer, pages) in enumerate(zip(self.weights.layers, cache.layers, strict=True)):
             if states:
                 states[i].copy_(x)
-            input_product(q, act, pages, x, layer.norm, layer.w_in, layer.bias_in, rotary, n_head, batch, decode, workspace)
             if ends is not None and i == last:
-                ends.finish(x, q, act, pages, layer, n_head, decode, workspace)
+                self._run_last_layer(x, q, act, pages, layer, batch, workspace, ends)
                 break
+            input_product(q, act, pages, x, layer.norm, layer.w_in, layer.bias_in, rotary, n_head, batch, decode, workspace)
             attention(act, q, pages, n_head, batch, decode, workspace)
             output_product(x, act, layer.w_out, layer.bias_out, decode, workspace)
         if states:
             ops.layer_norm(states[-1], x, self.weights.final_norm)
+
+    def _run_last_layer(self, x, q, act, pages, layer, batch, workspace, ends: LastTokens) -> None:
+        """Keys and values of every token; the rest, in place, of those whose logits are wanted."""
+        n_head, rotary = self.config.n_head, self.rotary
+
+        def project(q, act, x, batch):
+            ops.input_product(q, act, pages, x, layer.norm, layer.w_in, layer.bias_in, rotary, n_head, batch, False, workspace)
+
+        # Apart, keys and values of the last tokens are made and written twice: the same bits.
+        made = slice(0, 0) if ends.apart else slice(None)
+        project(q[made], act[made], x, batch)
+        if ends.batch is None:
+            return
+        x_own, q_own, act_own = x[ends.rows], q[ends.rows], act[ends.rows]
+        if ends.apart:
+            project(q_own, act_own, x_own, ends.batch)
+        ops.attention(act_own, q_own, pages, n_head, ends.batch, False, workspace)
+        ops.output_product(x_own, act_own, layer.w_out, layer.bias_out, False, workspace)
+        x[ends.rows] = x_own
 
     def run_lm_head(self, out, x, rows, decode, workspace) -> None:
         """out (M, V) <- the logits of these rows of x."""
@@ -172,31 +196,22 @@ class Decoder:
 class LastTokens:
     """The tokens of a prefill whose logits are wanted, each the last of its sequence.
 
-    Of the others the last layer's keys and values are all that anything reads later: their attention and their output
-    product (4% of 512 tokens of 350M in int8) are left out.
+    Of the others the last layer's keys and values are all that anything reads later.
     """
 
     rows: torch.Tensor  # of the chunk, int64, ascending
     batch: ops.Batch | None  # one token of each sequence that ends here; None for none
+    apart: bool  # their queries and MLP are made in a product of their own
 
     @classmethod
-    def of(cls, rows: list[int], ending: list[tuple[Sequence, int]], max_seq_len: int,
+    def of(cls, rows: list[int], ending: list[tuple[Sequence, int]], max_seq_len: int, apart: bool,
            device: torch.device) -> LastTokens:  # fmt: skip
         """ending: the sequences whose last tokens these are, and how many tokens of each this chunk has."""
         batch = None
         if ending:
             lens = [s.length + new for s, new in ending]
             batch = _batch([s for s, _ in ending], [1] * len(ending), lens, max_seq_len, device)
-        return cls(to_device(rows, device, torch.int64), batch)
-
-    def finish(self, x, q, act, pages, layer, n_head, decode, workspace) -> None:
-        """What is left of the last layer behind its input product: on these rows, in place."""
-        if self.batch is None:
-            return
-        x_own, q_own, act_own = x[self.rows], q[self.rows], act[self.rows]
-        ops.attention(act_own, q_own, pages, n_head, self.batch, decode, workspace)
-        ops.output_product(x_own, act_own, layer.w_out, layer.bias_out, decode, workspace)
-        x[self.rows] = x_own
+        return cls(to_device(rows, device, torch.int64), batch, apart or batch is None)
 
 
 class RunningBatch:

@@ -249,7 +249,8 @@ void check_layer_norm(const BackendRules& rules, const TensorView& out, const Te
 
 void check_input_product(const BackendRules& rules, const TensorView& q_out, const TensorView& act,
                          const KVCache& cache, const TensorView& x, const Norm& norm, const PackedWeight& w_in,
-                         const TensorView& bias_in, const TensorView& rotary, int64_t n_head, const Batch& batch) {
+                         const TensorView& bias_in, const TensorView& rotary, int64_t n_head, const Batch& batch,
+                         Phase phase) {
   const Device device = x.device;
   check_packed(rules, w_in, "w_in", device);
   const int64_t tokens = batch.num_tokens, d = w_in.in_features(), inner = w_in.section_rows[3];
@@ -259,8 +260,10 @@ void check_input_product(const BackendRules& rules, const TensorView& q_out, con
   const int64_t head_dim = check_heads(d, n_head);
   const DType type = product_type(rules, x, w_in, "w_in");
   check_activations(rules, x, tokens, d, type, device);
-  check_output(rules, q_out, tokens, d, type, device);
-  check_output(rules, act, tokens, d + inner, type, device);
+  const bool cache_alone = phase == Phase::prefill && q_out.shape[0] == 0 && act.shape[0] == 0;
+  const int64_t rows = cache_alone ? 0 : tokens;
+  check_output(rules, q_out, rows, d, type, device);
+  check_output(rules, act, rows, d + inner, type, device);
   check_norm(norm, d, device);
   check_vector(bias_in, inner, DType::f32, device);
   check_table(rotary, -1, -1, DType::f32, device);

@@ -41,7 +41,8 @@ void check_embed(const BackendRules& rules, const TensorView& x, const TensorVie
 void check_layer_norm(const BackendRules& rules, const TensorView& out, const TensorView& x, const Norm& norm);
 void check_input_product(const BackendRules& rules, const TensorView& q_out, const TensorView& act,
                          const KVCache& cache, const TensorView& x, const Norm& norm, const PackedWeight& w_in,
-                         const TensorView& bias_in, const TensorView& rotary, int64_t n_head, const Batch& batch);
+                         const TensorView& bias_in, const TensorView& rotary, int64_t n_head, const Batch& batch,
+                         Phase phase);
 void check_attention(const BackendRules& rules, const TensorView& act, const TensorView& q, const KVCache& cache,
                      int64_t n_head, const Batch& batch);
 void check_output_product(const BackendRules& rules, const TensorView& x, const TensorView& act,

@@ -210,6 +210,7 @@ struct LogitsRules {
   /* h = layer_norm(x);  q, k, v, m = the four sections of w_in (3d + F, d) times h;                                  \
      q, k = rotary(q, k): the first R dims of every head, pairs (2i, 2i+1), angle position * 10000^(-2i/R);           \
      q_out (T, d) = q;  the cache gets k and v at the token's position;  act[:, d:] = gelu_new(m + bias_in).          \
+     In a prefill q_out and act may both have no rows: then the cache gets k and v, and nothing else is computed.     \
      x (T, d) act; act (T, d + F) act, columns 0 .. d untouched; bias_in (F,) f32;                                    \
      rotary (P, R) f32: R/2 cosines, then R/2 sines of each position. */                                              \
   void input_product(TensorView& q_out, TensorView& act, KVCache& cache, const TensorView& x, const Norm& norm,       \

@@ -147,11 +147,12 @@ def layer_norm(device: Device, x: Tensor, norm, *, gaps: tuple[int, int] = (0, 0
 
 
 def input_product(
-    device, x, norm, w, bias, table, n_head, pool, sequences, phase, *, gaps: tuple[int, int] = (0, 0)
+    device, x, norm, w, bias, table, n_head, pool, sequences, phase, *, gaps: tuple[int, int] = (0, 0), cache_alone=False
 ) -> tuple[Tensor, Tensor]:
-    """q (T, rows of q) and act (T, rows of fc_in); k and v go to the pool."""
+    """q (T, rows of q) and act (T, rows of fc_in), no rows of them for cache_alone; k and v go to the pool."""
     tokens, d, inner = len(x), w.sections[0], w.sections[3]
-    q, act = (fenced(device, (tokens, width), x.dtype, gap=gaps[0]) for width in (d, d + inner))
+    made = 0 if cache_alone else tokens
+    q, act = (fenced(device, (made, width), x.dtype, gap=gaps[0]) for width in (d, d + inner))
     workspace = scratch(device, ops.input_product_workspace(tokens, w))
     ops.input_product(
         q.tensor, act.tensor, pool.pages, guarded(device, x, gaps[1]), norm_of(device, norm), w, guarded(device, bias),

@@ -117,6 +117,18 @@ def test_arguments_of_input_product(device, wrong):
         ops.input_product(**{**arguments, wrong: make(device)})
 
 
+@per_device(BACKENDS)
+def test_only_a_prefill_may_leave_out_the_queries_and_then_the_mlp_too(device):
+    _, arguments = product_arguments(device)
+    none = {name: arguments[name][:0] for name in ("q_out", "act")}
+    ops.input_product(**{**arguments, **none, "decode": False})
+    with pytest.raises(ValueError, match=r"q_out: expected shape \(4, 16\), got \(0, 16\)"):
+        ops.input_product(**{**arguments, **none})
+    for name, width in (("q_out", 16), ("act", 40)):
+        with pytest.raises(ValueError, match=rf"{name}: expected shape \(4, {width}\), got \(0, {width}\)"):
+            ops.input_product(**{**arguments, name: none[name], "decode": False})
+
+
 @per_device(CUDA, name=("x", "act", "q_out", "cache", "w_in", "w_out"))
 def test_types_that_cuda_does_not_take(device, name):
     """float32 activations, and a type of another operand's."""

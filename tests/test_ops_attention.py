@@ -190,6 +190,25 @@ def test_input_product_fills_the_cache(device, case, phase):
     bounds.assert_within(got.reshape(q.shape), expected, bound, "attention over what was appended")
 
 
+@per_device(case=appended)
+def test_keys_and_values_alone_are_the_same(device, case):
+    """Without rows of q and act, a prefill leaves the same bits in the cache, and writes nothing else (calls.py looks)."""
+    dims, types, cache = case
+    x, sections, norm, table, *_ = appended_case(*case, device.arithmetic(types, "prefill"))
+    packed = calls.pack(device, [[part] for part in sections], types.kind)
+
+    def pages(cache_alone):
+        pool = calls.Pool(cache, dims.n_embd, seed=1, tokens=[len(x_b) for x_b in x], device=device)
+        sequences = [s.last(s.length) for s in pool.sequences([(0, len(x_b)) for x_b in x])]
+        calls.input_product(device, torch.cat(x), norm, packed, torch.zeros(dims.inner), table, dims.n_head, pool, sequences,
+                            "prefill", cache_alone=cache_alone)  # fmt: skip
+        return pool.pages
+
+    whole = pages(False)
+    assert not whole.isnan().all()
+    assert torch.equal(bits(pages(True)), bits(whole))
+
+
 @per_device(phase=cases.PHASES)
 def test_pages_of_others_and_unused_slots_never_matter(device, phase):
     """The same bits whatever stands in the rest of the pool, and in the rest of the last page."""

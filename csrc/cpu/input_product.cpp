@@ -14,10 +14,10 @@ int64_t input_product_workspace(int64_t num_tokens, const PackedWeight& w_in) {
 
 void input_product(TensorView& q_out, TensorView& act, KVCache& cache, const TensorView& x, const Norm& norm,
                    const PackedWeight& w_in, const TensorView& bias_in, const TensorView& rotary, int64_t n_head,
-                   const Batch& batch, Phase, TensorView& workspace) {
+                   const Batch& batch, Phase phase, TensorView& workspace) {
   // check
   const int64_t tokens = batch.num_tokens;
-  check_input_product(kRules, q_out, act, cache, x, norm, w_in, bias_in, rotary, n_head, batch);
+  check_input_product(kRules, q_out, act, cache, x, norm, w_in, bias_in, rotary, n_head, batch, phase);
   check_contents(batch, cache);
   check_workspace(workspace, input_product_workspace(tokens, w_in), x.device);
   if (tokens == 0) return;
@@ -36,7 +36,9 @@ void input_product(TensorView& q_out, TensorView& act, KVCache& cache, const Ten
                                         x.strides[0], &norm, w_in, scratch);
 
   // product and epilogues
-  multiply(w_in, rows, [&](const Tile& tile) {
+  const bool cache_alone = q_out.shape[0] == 0;
+  const Panels wanted = cache_alone ? Panels{first_panel(w_in, 1), first_panel(w_in, 3)} : all_panels(w_in);
+  multiply(w_in, wanted, rows, [&](const Tile& tile) {
     for (int64_t i = 0; i < tile.tokens; ++i) {
       const int64_t t = tile.first_token + i;
       const float* c = tile.c + i * kPanel;

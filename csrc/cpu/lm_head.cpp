@@ -62,7 +62,7 @@ void lm_head(TensorView& logits, const TensorView& x, const TensorView& rows, co
                                           : prepare_rows(source, count, 0, &norm, w_lm, scratch);
 
   // product and epilogue; the parts of a row are neighbours, and a tile has all of them
-  multiply(w_lm, prepared, [&](const Tile& tile) {
+  multiply(w_lm, all_panels(w_lm), prepared, [&](const Tile& tile) {
     const float* bias = bias_lm.as<float>() + tile.first_row;
     for (int64_t i = 0; i < tile.tokens; i += parts) {
       float* out = logits.as<float>() + (tile.first_token + i) / parts * logits.strides[0] + tile.first_row;

@@ -20,7 +20,7 @@ void output_product(TensorView& x, const TensorView& act, const PackedWeight& w_
   const ProductScratch scratch(workspace, tokens, w_out, false);
   const ProductRows rows = prepare_rows([&](int64_t t) { return act.as<float>() + t * act.strides[0]; }, tokens,
                                         act.strides[0], nullptr, w_out, scratch);
-  multiply(w_out, rows, [&](const Tile& tile) {
+  multiply(w_out, all_panels(w_out), rows, [&](const Tile& tile) {
     const float* bias = bias_out.as<float>() + tile.first_row;
     for (int64_t i = 0; i < tile.tokens; ++i) {
       float* out = x.as<float>() + (tile.first_token + i) * x.strides[0] + tile.first_row;

@@ -113,22 +113,28 @@ inline Tile tile_of(const PackedWeight& w, int64_t p) {
   return tile;
 }
 
-// For all panels of w and all rows: epilogue(tile), on the thread that computed it. Reads every weight once, panel
+// Panels first .. end of a weight.
+struct Panels {
+  int64_t first, end;
+};
+inline Panels all_panels(const PackedWeight& w) { return {0, num_panels(w)}; }
+
+// For these panels of w and all rows: epilogue(tile), on the thread that computed it. Reads every weight once, panel
 // after panel, and holds a panel in cache for all rows.
 template <class Epilogue>
-void multiply(const PackedWeight& w, const ProductRows& rows, Epilogue&& epilogue) {
+void multiply(const PackedWeight& w, Panels of, const ProductRows& rows, Epilogue&& epilogue) {
   constexpr int64_t kTokens = 64;  // rows whose accumulators rest on the stack; even, as lm_head wants it
   static_assert(kMostPanels * kFewRows <= kTokens);
   if (rows.count == 0) return;
-  const int64_t panels = num_panels(w), bytes = panel_bytes(w);
+  const int64_t panels = of.end - of.first, bytes = panel_bytes(w);
   const bool few = rows.count <= kFewRows;
   // With many threads short runs: every thread needs some.
   const int64_t run = few ? std::clamp<int64_t>(std::min(kRunBytes / bytes, grain_for(panels, 8)), 1, kMostPanels) : 1;
   // Small pieces: at the end of an op every thread waits for the last. Taking one costs nanoseconds.
   parallel_for(panels, std::max(run, kPieceBytes / bytes), [&](int64_t begin, int64_t end) {
     alignas(64) float sums[kTokens * kPanel];
-    for (int64_t p = begin; p < end; p += run) {
-      const int64_t here = std::min(run, end - p);
+    for (int64_t p = of.first + begin, last = of.first + end; p < last; p += run) {
+      const int64_t here = std::min(run, last - p);
       for (int64_t t = 0; t < rows.count; t += kTokens) {
         const int64_t n = std::min(rows.count - t, kTokens), stride = n * kPanel;
         for (int64_t i = 0; i < here; ++i) multiply_panel(sums + i * stride, w, p + i, rows, t, n);

@@ -16,7 +16,9 @@ void project(const TensorView& q_out, const TensorView& act, const KVCache& cach
              const Norm& norm, const PackedWeight& w_in, const TensorView& bias_in, const TensorView& rotary,
              int64_t n_head, const Batch& batch, Phase phase, const TensorView& workspace) {
   const int tokens = static_cast<int>(batch.num_tokens);
-  const InputEpilogue<T> epilogue{.w = weight_of(w_in),
+  const bool cache_alone = q_out.shape[0] == 0;
+  const Weight w = cache_alone ? sections_of(weight_of(w_in), 1, 3) : weight_of(w_in);
+  const InputEpilogue<T> epilogue{.w = w,
                                   .q = q_out.as<T>(),
                                   .q_stride = q_out.strides[0],
                                   .act = act.as<T>() + w_in.in_features(),
@@ -30,8 +32,7 @@ void project(const TensorView& q_out, const TensorView& act, const KVCache& cach
   if (phase == Phase::decode)
     decode_product<T>("input_product", w_in, x, nullptr, &norm, tokens, workspace.data, epilogue);
   else
-    prefill_product<T>("input_product", w_in, normalized_rows(x, nullptr, norm, w_in, workspace.data), tokens,
-                       epilogue);
+    prefill_product<T>("input_product", w, normalized_rows(x, nullptr, norm, w_in, workspace.data), tokens, epilogue);
 }
 
 }  // namespace
@@ -40,7 +41,7 @@ void input_product(TensorView& q_out, TensorView& act, KVCache& cache, const Ten
                    const PackedWeight& w_in, const TensorView& bias_in, const TensorView& rotary, int64_t n_head,
                    const Batch& batch, Phase phase, TensorView& workspace) {
   // check
-  check_input_product(kRules, q_out, act, cache, x, norm, w_in, bias_in, rotary, n_head, batch);
+  check_input_product(kRules, q_out, act, cache, x, norm, w_in, bias_in, rotary, n_head, batch, phase);
   check_counts(batch, cache);
   to_int(rotary.shape[0], "rotary");
   check_workspace(workspace, input_product_workspace(batch.num_tokens, w_in), x.device);

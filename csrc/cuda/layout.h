@@ -69,6 +69,9 @@ struct Weight {
 // w has been checked, or only its sizes are used.
 Weight weight_of(const PackedWeight& w);
 
+// Sections first .. end of a weight of one segment, under their numbers: those before have no panels.
+Weight sections_of(const Weight& w, int first, int end);
+
 // Columns that a row of activations takes as the products read them: every segment rounded up to whole chunks.
 inline int64_t padded_columns(const PackedWeight& w) {
   int64_t n = 0;

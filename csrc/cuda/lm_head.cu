@@ -22,7 +22,8 @@ void project(const TensorView& logits, const TensorView& x, const TensorView& ro
   if (phase == Phase::decode)
     decode_product<T>("lm_head", w_lm, x, &rows, &norm, count, workspace.data, epilogue);
   else
-    prefill_product<T>("lm_head", w_lm, normalized_rows(x, &rows, norm, w_lm, workspace.data), count, epilogue);
+    prefill_product<T>("lm_head", weight_of(w_lm), normalized_rows(x, &rows, norm, w_lm, workspace.data), count,
+                       epilogue);
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ void project(const TensorView& x, const TensorView& act, const PackedWeight& w_o
   if (phase == Phase::decode)
     decode_product<T>("output_product", w_out, act, nullptr, nullptr, tokens, workspace.data, epilogue);
   else
-    prefill_product<T>("output_product", w_out, plain_rows(act, w_out, workspace.data), tokens, epilogue);
+    prefill_product<T>("output_product", weight_of(w_out), plain_rows(act, w_out, workspace.data), tokens, epilogue);
 }
 
 }  // namespace

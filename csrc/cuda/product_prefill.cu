@@ -80,10 +80,9 @@ template <class T> constexpr bool kTwoSegments<OutputEpilogue<T>> = true;
 }  // namespace
 
 template <class T, class Epilogue>
-void prefill_product(const char* name, const PackedWeight& packed, const PrefillRows& rows, int tokens,
+void prefill_product(const char* name, const Weight& w, const PrefillRows& rows, int tokens,
                      const Epilogue& epilogue) {
-  const Weight w = weight_of(packed);
-  if (packed.dtype != DType::i8) return multiply<T>(name, w, rows, tokens, epilogue);
+  if (w.element_bytes != 1) return multiply<T>(name, w, rows, tokens, epilogue);
   for (int s = 0; s < w.num_segments; ++s)
     if (w.segment_columns[s] > INT32_MAX / (127 * 127))
       throw ValueError(std::string(name) + ": the sum of " + std::to_string(w.segment_columns[s]) +
@@ -93,7 +92,7 @@ void prefill_product(const char* name, const PackedWeight& packed, const Prefill
 }
 
 #define INSTANCE(T, Epilogue) \
-  template void prefill_product<T>(const char*, const PackedWeight&, const PrefillRows&, int, const Epilogue&);
+  template void prefill_product<T>(const char*, const Weight&, const PrefillRows&, int, const Epilogue&);
 INSTANCE(f16, InputEpilogue<f16>)
 INSTANCE(f16, OutputEpilogue<f16>)
 INSTANCE(f16, LogitsEpilogue)

@@ -26,7 +26,7 @@ PrefillRows plain_rows(const TensorView& x, const PackedWeight& w, void* workspa
 // epilogue(token, rows of w) for all tokens. T: f16 or bf16, the type of weights that are not int8.
 // The instances stand at the end of product_prefill.cu.
 template <class T, class Epilogue>
-void prefill_product(const char* name, const PackedWeight& w, const PrefillRows& rows, int tokens,
+void prefill_product(const char* name, const Weight& w, const PrefillRows& rows, int tokens,
                      const Epilogue& epilogue);
 
 }  // namespace codegen_fast::cuda

@@ -22,4 +22,15 @@ Weight weight_of(const PackedWeight& packed) {
   return w;
 }
 
+Weight sections_of(const Weight& w, int first, int end) {
+  Weight part = w;
+  const int panel = w.section_panel[first];
+  part.data = w.chunk(panel, 0);
+  if (w.scales) part.scales = w.scales_of(0, panel);
+  part.num_sections = end;
+  for (int i = 0; i <= end; ++i) part.section_panel[i] = w.section_panel[i < first ? first : i] - panel;
+  part.num_panels = part.section_panel[end];
+  return part;
+}
+
 }  // namespace codegen_fast::cuda

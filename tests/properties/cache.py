@@ -80,15 +80,15 @@ def appended(device: Device, chance: Chance) -> None:
     packed = calls.pack(device, [[part] for part in w], types.kind)
     q = [chance.normal(length, n_head, head_dim).to(types.act) for length in lengths]
 
-    def attended(cuts: list[list[int]], part: list[int]) -> torch.Tensor:
-        """Of these sequences. cuts: for every call, the new tokens of each of them."""
+    def attended(cuts: list[list[int]], part: list[int], cache_alone: bool = False) -> torch.Tensor:
+        """Of these sequences. cuts: for every call, the new tokens of each of them. cache_alone: q and act have no rows."""
         pool = Pool(cache, d, seed=chance.getrandbits(30), tokens=lengths, device=device)
         sequences = pool.sequences([(0, lengths[b]) for b in part])
         done = [0] * len(part)
         for fresh in cuts:
             asked = [s.up_to(past + n).last(n) for s, past, n in zip(sequences, done, fresh)]
             rows = torch.cat([x[b][past : past + n] for b, past, n in zip(part, done, fresh)])
-            calls.input_product(device, rows, norm, packed, bias, table, n_head, pool, asked, phase)
+            calls.input_product(device, rows, norm, packed, bias, table, n_head, pool, asked, phase, cache_alone=cache_alone)
             done = [past + n for past, n in zip(done, fresh)]
         everything = [s.last(s.length) for s in sequences]
         rows = torch.cat([q[b] for b in part]).flatten(1)
@@ -99,6 +99,8 @@ def appended(device: Device, chance: Chance) -> None:
     got = everywhere(device, chance, lambda: (attended([lengths], every),), *kept(device, packed))[0]
     cuts = list(zip(*(chance.cut(length, parts) for length in lengths)))
     assert torch.equal(bits(attended(cuts, every)), bits(got)), f"other bits where the prompts are cut into {cuts}"
+    if phase == "prefill":
+        assert torch.equal(bits(attended(cuts, every, cache_alone=True)), bits(got)), "other bits without q and act"
     alone = chance.randrange(len(lengths))
     assert torch.equal(bits(attended([[lengths[alone]]], [alone])), bits(got.split(lengths)[alone])), (
         f"sequence {alone} has other bits alone"
