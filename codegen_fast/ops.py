@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -96,8 +96,8 @@ def activation_dtype(model_dtype: torch.dtype, device: torch.device | str) -> to
     return model_dtype if backend(device) == "cuda" else torch.float32
 
 
-def new_graph(on: torch.Tensor) -> Graph | None:
-    """An empty graph for the device of this tensor; None where its backend has no graphs."""
+def new_graph(on: torch.Tensor) -> Graph:
+    """An empty graph for the device of this tensor: of CUDA, or on a CPU a list of calls."""
     return _C.new_graph(on)
 
 
@@ -105,7 +105,7 @@ def new_graph(on: torch.Tensor) -> Graph | None:
 def recorded(graph: Graph) -> Iterator[None]:
     """Ops that this thread calls in the block are not run but recorded, for ``graph.replay()``.
 
-    Their tensors must outlive the graph.
+    Their operands must outlive the graph.
     """
     graph.begin()
     try:
@@ -292,6 +292,17 @@ def dry_run() -> Iterator[None]:
         yield
     finally:
         _C.set_dry_run(False)
+
+
+@contextmanager
+def timed() -> Iterator[Callable[[], dict[str, float]]]:
+    """Adds up how long every op of the block runs, replayed ones too: the block gets a function that tells the seconds by
+    op so far (process-wide). For ops of the CPU: on a GPU they run for longer than their calls."""
+    _C.set_timed(True)
+    try:
+        yield _C.op_seconds
+    finally:
+        _C.set_timed(False)
 
 
 def set_num_threads(n: int) -> None:

@@ -1,8 +1,8 @@
 """Rows that step together, their tokens read while the next steps run (floor 6).
 
-Where the backend has graphs (CUDA), several steps are enqueued ahead of the host, which reads tokens from a small ring,
-and a row that has finished is idle from the next step on. Where it has none (CPU), the same ops run one step at a time,
-on exactly the rows that still run. Rows may join and leave between steps.
+On CUDA several steps are enqueued ahead of the host, which reads tokens from a small ring, and a row that has finished is
+idle from the next step on. On a CPU the same ops run one step at a time, on exactly the rows that still run. Rows may join
+and leave between steps.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Where a step of generation happens: a cache, fixed buffers, and the graphs recorded on them (floor 6).
 
 A step is embed -> layers -> lm_head -> sample -> advance: it takes every row's last token and leaves the next one, all
-on the device. Where the backend has graphs (CUDA), a step is recorded once for each number of rows and each bound of
-their lengths, and replayed.
+on the device. It is recorded once for each number of rows and each bound of their lengths, and replayed: on CUDA as a
+graph, on a CPU as a list of calls, between which Python has nothing to do.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _FIRST_TOKENS = 64  # new tokens a row that a cache has room for from the start,
 _SMALLEST_SEQ_LEN = 128
 _KEPT = 2  # workplaces that a decoder keeps for calls to come
 _SHARE = 0.9  # of the memory that is free, for a cache that need not grow
-_KEPT_STEPS = 8  # numbers of rows whose steps are kept where nothing is recorded
+_KEPT_STEPS = 8  # numbers of rows whose steps are kept on a CPU, where they have no buckets
 FILTERS = ("min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")  # of sampling; each costs passes over the vocabulary
 
 
@@ -172,6 +172,9 @@ class Step:
     def is_recorded(self, max_seq_len: int, choose: bool) -> bool:
         return (max_seq_len, choose) in self._graphs
 
+    def has_run(self, max_seq_len: int) -> bool:
+        return max_seq_len in self._batches
+
     def record(self, decoder: Decoder, cache: PagedCache, max_seq_len: int, choose: bool) -> None:
         """From now on ``run`` replays a graph for this length."""
         graph = ops.new_graph(self._count)
@@ -225,9 +228,9 @@ class Workplace:
         self.rows = rows
         self.max_seq_len = max_seq_len
         self.number = 0  # of the last step that was enqueued, as `step` on the device counts
-        self.has_graphs = decoder.backend == "cuda"
+        self.on_gpu = decoder.backend == "cuda"
         self.ahead = 1
-        if self.has_graphs:
+        if self.on_gpu:
             self.ahead = max(2, min(_MAX_AHEAD, _AHEAD_BYTES // decoder.weights.nbytes()))
         self._buffers = _Buffers(decoder, rows, max_seq_len, self.cache.page_size)
         self._recorded_pages = self.cache.num_pages  # a cache that has grown lies elsewhere
@@ -237,19 +240,19 @@ class Workplace:
         return self.cache.storage.nbytes + self._buffers.nbytes()
 
     def bucket(self, rows: int) -> int:
-        return rows_bucket(rows) if self.has_graphs else rows
+        return rows_bucket(rows) if self.on_gpu else rows
 
     def step(self, decoder: Decoder, rows: int, eos_slots: int, kind: StepKind) -> Step:
         """The step of exactly this many rows."""
         step = self._steps.get((rows, eos_slots, *kind.key()))
         if step is None:
-            if not self.has_graphs and len(self._steps) >= _KEPT_STEPS:
+            if not self.on_gpu and len(self._steps) >= _KEPT_STEPS:
                 self._steps.clear()
             if kind.history and self._buffers.history is None:
                 shape = (self.rows, self.max_seq_len)
                 self._buffers.history = torch.zeros(shape, dtype=torch.int32, device=decoder.device)
             step = Step(decoder, self._buffers, rows, eos_slots, kind)
-            if self.has_graphs:
+            if self.on_gpu:
                 # Once with every row idle, unrecorded: kernels are loaded, and errors show, outside a recording.
                 self.number += 1
                 step.run(decoder, self.cache, self.max_seq_len, choose=True)
@@ -262,15 +265,15 @@ class Workplace:
         choose: to its end; else up to the logits, and ``choose`` must follow.
         """
         bound = seq_len_bucket(length, self.max_seq_len)
-        if not self.has_graphs:
+        if not self.on_gpu:
             ops.set_num_threads(torch.get_num_threads())
-        else:
-            if self.cache.num_pages != self._recorded_pages:
-                for other in self._steps.values():
-                    other.forget_graphs()
-                self._recorded_pages = self.cache.num_pages
-            if not step.is_recorded(bound, choose):
-                step.record(decoder, self.cache, bound, choose)
+        if self.cache.num_pages != self._recorded_pages:
+            for other in self._steps.values():
+                other.forget_graphs()
+            self._recorded_pages = self.cache.num_pages
+        # On a CPU from the second step on: recording takes what Python takes of a step.
+        if not step.is_recorded(bound, choose) and (self.on_gpu or step.has_run(bound)):
+            step.record(decoder, self.cache, bound, choose)
         if choose:
             self.number += 1  # first: an interruption in between must not leave a step that nobody knows of
         step.run(decoder, self.cache, bound, choose=choose)

@@ -20,7 +20,7 @@ from bench.cpu.formats.ggml import encode_blocks  # noqa: E402
 from bench.cpu.kernels import phases_of  # noqa: E402
 from bench.cpu.pool import EngineFailed, Worker, held_bytes  # noqa: E402
 from bench.cpu.residents import Residents, compare, step_bytes  # noqa: E402
-from bench.cpu.stages import TimedOps, by_stage  # noqa: E402
+from bench.cpu.stages import by_stage  # noqa: E402
 from codegen_fast import ops  # noqa: E402
 from codegen_fast.demo import demo_model_path  # noqa: E402
 
@@ -261,11 +261,20 @@ def test_what_no_op_takes_is_pythons():
 def test_ops_are_timed_in_the_block_only():
     import torch
 
-    before = ops.layer_norm
-    with TimedOps() as timed:
-        x = torch.randn(2, 64)
-        ops.layer_norm(x, x, ops.Norm(torch.ones(64), torch.zeros(64), 1e-5))
-    assert ops.layer_norm is before and timed.seconds["layer_norm"] > 0
+    x, norm = torch.randn(2, 64), ops.Norm(torch.ones(64), torch.zeros(64), 1e-5)
+    graph = ops.new_graph(x)
+    with ops.recorded(graph):
+        ops.layer_norm(x, x, norm)
+    with ops.timed() as seconds:
+        ops.layer_norm(x, x, norm)
+        once = seconds()
+        assert once["layer_norm"] > 0 and once["embed"] == 0
+        graph.replay()
+        twice = seconds()
+        assert twice["layer_norm"] > once["layer_norm"]
+    ops.layer_norm(x, x, norm)
+    with ops.timed() as seconds:
+        assert not any(seconds().values())
 
 
 def test_ggml_blocks_give_back_the_weights():

@@ -1,7 +1,8 @@
 """Where the time of a decode step goes: every op's share, and the rest, which is Python.
 
-The ops are timed one call at a time, by functions put in their place. LayerNorm and the quantisation of activations
-happen inside the products and cannot be told from them; what they cost shows in the products' own share of the limit.
+Every op's call is timed where it runs, behind the binding, also in a recorded step. LayerNorm and the quantisation of
+activations happen inside the products and cannot be told from them; what they cost shows in the products' own share of the
+limit.
 """
 
 from __future__ import annotations
@@ -21,14 +22,17 @@ _WARM_STEPS = 4  # that no clock sees
 
 def measure(engine: Any, context: int, rows: int, steps: int, vocab: int) -> dict[str, Any]:
     """{steps: seconds of every step as it is, timed: of those whose ops are timed, ops: name -> seconds a step}."""
+    from codegen_fast import ops
+
     plain = _steps(engine, context, rows, steps, vocab)
-    with TimedOps() as timed:
-        slower = _steps(engine, context, rows, steps, vocab, timed.reset)
-    count = len(slower)
+    before: dict[str, float] = {}
+    with ops.timed() as seconds:
+        slower = _steps(engine, context, rows, steps, vocab, lambda: before.update(seconds()))
+        totals = {name: total - before[name] for name, total in seconds().items()}
     return {
         "steps": plain,
         "timed": slower,
-        "ops": {name: total / count for name, total in timed.seconds.items() if total},
+        "ops": {name: total / len(slower) for name, total in totals.items() if total},
     }
 
 
@@ -47,44 +51,6 @@ def _steps(engine: Any, context: int, rows: int, steps: int, vocab: int, begin_c
         seconds.append(time.perf_counter() - begin)
     events.close()
     return seconds
-
-
-class TimedOps:
-    """In the block, every compiled op of codegen_fast.ops adds its time to ``seconds``."""
-
-    def __init__(self) -> None:
-        from codegen_fast import ops
-
-        self._ops = ops
-        self.seconds: dict[str, float] = {}
-
-    def reset(self) -> None:
-        self.seconds = dict.fromkeys(self.seconds, 0.0)
-
-    def _timed(self, name: str, op):
-        clock = time.perf_counter
-
-        def call(*args, **kwargs):
-            begin = clock()
-            try:
-                return op(*args, **kwargs)
-            finally:
-                self.seconds[name] = self.seconds.get(name, 0.0) + clock() - begin
-
-        return call
-
-    def __enter__(self) -> TimedOps:
-        builtin = type(self._ops.embed)
-        self._kept = {
-            name: op for name, op in vars(self._ops).items() if isinstance(op, builtin) and not name.startswith("_")
-        }
-        for name, op in self._kept.items():
-            setattr(self._ops, name, self._timed(name, op))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for name, op in self._kept.items():
-            setattr(self._ops, name, op)
 
 
 def by_stage(ops: dict[str, float], step: float) -> dict[str, float]:

@@ -1,7 +1,9 @@
 // The backends of an extension: which ops run for tensors on the CPU, and which for tensors on CUDA devices.
 #pragma once
 
+#include <functional>
 #include <memory>
+#include <vector>
 
 #include "../ops.h"
 
@@ -17,7 +19,7 @@ namespace codegen_fast::bind {
   X(input_product_workspace) X(attention_workspace) X(output_product_workspace) X(lm_head_workspace)                 \
   X(sample_workspace) X(edit_logits_workspace)
 
-// Ops recorded once and run many times: cuda/graph.h says how.
+// Ops recorded once and run many times: cuda/graph.h and cpu_backend.cpp say how.
 class Graph {
  public:
   virtual ~Graph() = default;
@@ -27,14 +29,18 @@ class Graph {
   virtual void replay() = 0;  // on the device's current stream
 };
 
+// Ops with their arguments.
+using RecordedOps = std::vector<std::function<void()>>;
+
 struct Backend {
   const char* name;  // "cpu" or "cuda"
   // Calls body(context) with the device's surroundings in place (floating-point mode, current device, stream).
   void (*run)(Device device, void* context, void (*body)(void*));
   // Whether everything that was given to the device's current stream is done; throws if any of it failed.
   bool (*finished)(Device device);
-  // null: this backend records nothing.
   std::unique_ptr<Graph> (*new_graph)(Device device);
+  // What this thread's ops are added to instead of being run, or null: they are run (and a stream may record them).
+  RecordedOps* (*recording)();
 #define CODEGEN_FAST_MEMBER(op) decltype(&cpu::op) op;
   CODEGEN_FAST_FOR_EACH_OP(CODEGEN_FAST_MEMBER)
   CODEGEN_FAST_FOR_EACH_SIZE(CODEGEN_FAST_MEMBER)

@@ -35,10 +35,13 @@ class CudaGraph : public Graph {
 
 std::unique_ptr<Graph> new_graph(Device device) { return std::make_unique<CudaGraph>(device); }
 
+RecordedOps* recording() { return nullptr; }  // the stream records
+
 }  // namespace
 
 #define CODEGEN_FAST_MEMBER(op) cuda::op,
-const Backend kCudaBackend = {"cuda", run_on_cuda, finished, new_graph, CODEGEN_FAST_FOR_EACH_OP(CODEGEN_FAST_MEMBER)
+const Backend kCudaBackend = {"cuda", run_on_cuda, finished, new_graph, recording,
+                              CODEGEN_FAST_FOR_EACH_OP(CODEGEN_FAST_MEMBER)
                               CODEGEN_FAST_FOR_EACH_SIZE(CODEGEN_FAST_MEMBER)};
 #undef CODEGEN_FAST_MEMBER
 

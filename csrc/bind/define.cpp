@@ -87,11 +87,10 @@ void bind_graphs(py::module_& m) {
       .def("end", &Graph::end, Release())
       .def("abandon", &Graph::abandon)
       .def("replay", &Graph::replay, Release());
-  // For ops on the device of this tensor; None where its backend records nothing.
-  m.def("new_graph", [](py::handle on) -> std::unique_ptr<Graph> {
+  // For ops on the device of this tensor.
+  m.def("new_graph", [](py::handle on) {
     const Device device = view(on, "on").device;
-    const Backend& backend = g_backends.of(device.type, "on");
-    return backend.new_graph ? backend.new_graph(device) : nullptr;
+    return g_backends.of(device.type, "on").new_graph(device);
   }, py::arg("on"));
 }
 
@@ -168,6 +167,15 @@ void define(py::module_& m, const Backends& backends) {
   });
   m.def("bind_torch", &bind_torch, py::arg("tensor"), py::arg("parameter"), py::arg("capsule"));
   m.def("set_dry_run", [](bool on) { g_dry_run.store(on); }, py::arg("on"));
+  m.def("set_timed", [](bool on) {
+    for (const OpTime& each : g_op_times) *each.nanoseconds = 0;
+    g_timed.store(on);
+  }, py::arg("on"));
+  m.def("op_seconds", [] {
+    py::dict seconds;
+    for (const OpTime& each : g_op_times) seconds[each.op] = static_cast<double>(*each.nanoseconds) * 1e-9;
+    return seconds;
+  });
   bind_operands(m);
   bind_graphs(m);
   bind_ops(m);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <tuple>
 #include <utility>
 
@@ -73,6 +74,26 @@ using Plain = Argument<std::remove_cvref_t<A>>;
 // While set, ops return as soon as their arguments are converted: what is left is the cost of Python and binding.
 inline std::atomic<bool> g_dry_run{false};
 
+// While set, the time that ops run for is added up, recorded ones too. A GPU's run for longer than their calls.
+inline std::atomic<bool> g_timed{false};
+template <auto Op>
+inline std::atomic<int64_t> g_nanoseconds{0};
+struct OpTime {
+  const char* op;
+  std::atomic<int64_t>* nanoseconds;
+};
+inline std::vector<OpTime> g_op_times;  // of every op that is bound
+
+template <auto Op, class Body>
+void run_op(Body&& body) {
+  if (g_dry_run.load(std::memory_order_relaxed)) return;
+  if (!g_timed.load(std::memory_order_relaxed)) return body();
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point begin = Clock::now();
+  body();
+  g_nanoseconds<Op> += std::chrono::nanoseconds(Clock::now() - begin).count();
+}
+
 inline void same_device(const TensorView*& first, const TensorView* next) {
   if (!next) return;
   if (!first) first = next;
@@ -82,6 +103,7 @@ inline void same_device(const TensorView*& first, const TensorView* next) {
 template <auto Op, class... A, size_t... I>
 void def_op_indexed(py::module_& m, const char* op, void (*Backend::*)(A...),
                     const std::array<const char*, sizeof...(A)>& names, std::index_sequence<I...>) {
+  g_op_times.push_back({op, &g_nanoseconds<Op>});
   m.def(
       op,
       [op, names](typename Plain<A>::From... from) {
@@ -91,8 +113,13 @@ void def_op_indexed(py::module_& m, const char* op, void (*Backend::*)(A...),
         if (!device) ((device = device ? device : Plain<A>::inner_tensor(std::get<I>(values))), ...);
         const Backend& backend = g_backends.of(device->device.type, device->name);
         py::gil_scoped_release release;
-        if (g_dry_run.load(std::memory_order_relaxed)) return;
-        auto body = [&] { (backend.*Op)(std::get<I>(values)...); };
+        if (RecordedOps* recording = backend.recording()) {
+          recording->push_back([&backend, values]() mutable {
+            run_op<Op>([&] { (backend.*Op)(std::get<I>(values)...); });
+          });
+          return;
+        }
+        auto body = [&] { run_op<Op>([&] { (backend.*Op)(std::get<I>(values)...); }); };
         backend.run(device->device, &body, [](void* context) { (*static_cast<decltype(body)*>(context))(); });
       },
       py::arg(names[I])...);

@@ -151,8 +151,10 @@ class EmulatedGraph : public Graph {
 
 std::unique_ptr<Graph> new_graph(Device) { return std::make_unique<EmulatedGraph>(); }
 
+RecordedOps* recording() { return nullptr; }
+
 #define CODEGEN_FAST_CHECKED(op) Checked<&cuda::op>::run,
-const Backend kEmulatedBackend = {"cuda", run_emulated, finished, new_graph,
+const Backend kEmulatedBackend = {"cuda", run_emulated, finished, new_graph, recording,
                                   CODEGEN_FAST_FOR_EACH_OP(CODEGEN_FAST_CHECKED)
                                   CODEGEN_FAST_FOR_EACH_SIZE(CODEGEN_FAST_CHECKED)};
 #undef CODEGEN_FAST_CHECKED
