@@ -156,6 +156,31 @@ def test_what_reads_more_than_105_percent_of_the_ceiling_makes_the_run_invalid()
     assert report.impossible(above) == []
 
 
+def test_ratios_are_taken_side_by_side():
+    """Of visits with the same memory: in the same round, else in others, else none."""
+    result = make_result({INT8: [0.010, 0.020, 0.010], PEER: [0.040, 0.030, 0.015]}, ceilings=(60e9,) * 3)
+    ours, peer = (INT8, 1, 32), (PEER, 1, 32)
+    beside = {INT8: (60e9, 30e9, 61e9), PEER: (31e9, 32e9, 58e9)}
+    for sample in result["samples"]:
+        sample["ceiling"] = beside[sample["engine"]][sample["round"]]
+    # Ours of round 1 has a counterpart in round 3, the others in their own.
+    ratio = report.ratio(result, "decode", ours, peer)
+    assert (ratio.value, ratio.agree, ratio.rounds) == (pytest.approx(1.5), 3, 3)
+    fast, slow = report.speeds(result, "decode")
+    assert (fast.name, fast.slowest, fast.fastest, slow.name) == ("fast", 58e9, 61e9, "slow")
+    assert report.tokens_per_second(result, "decode", ours, fast) == (pytest.approx(100), 2)
+    assert report.tokens_per_second(result, "decode", peer, slow) == (pytest.approx(1 / 0.035), 2)
+    text = tables.terminal(result)
+    assert "at 58 to 61 GB/s" in text and "at 30 to 32 GB/s" in text and "28.6 (2)" in text
+    for sample in result["samples"]:
+        sample["ceiling"] = 60e9 if sample["engine"] == INT8 else 30e9
+    assert report.ratio(result, "decode", ours, peer) is None
+    assert report.nearest_peer(result, "decode", ours, "int8") is None
+    assert figure(result, "decode int8, batch 1, context 32: over the best int8 peer").measured == "not measured"
+    (row, *_) = [row for row in report.rows(result, "decode") if row.ours]
+    assert tables._over_peers(result, "decode", row) == ["", ""]
+
+
 def test_ratios_are_taken_within_rounds():
     result = make_result({INT8: [0.01, 0.04, 0.01], PEER: [0.02, 0.08, 0.03]}, ceilings=(30e9,) * 3)
     ratio = report.ratio(result, "decode", (INT8, 1, 32), (PEER, 1, 32))
@@ -174,8 +199,10 @@ def test_small_differences_are_ties_unless_many_rounds_agree(value, agree, count
 
 def test_the_best_of_the_own_type_and_of_all():
     result = make_result({INT8: [0.010, 0.010], PEER: [0.020, 0.020], OTHER: [0.015, 0.015]})
-    assert report.best_peer(result, "decode", 1, 32, "int8") == PEER
-    assert report.best_peer(result, "decode", 1, 32, None) == OTHER
+    assert report.nearest_peer(result, "decode", (INT8, 1, 32), "int8")[0] == PEER
+    assert report.nearest_peer(result, "decode", (INT8, 1, 32), None)[0] == OTHER
+    assert report.nearest_peer(result, "decode", (INT8, 1, 32), "int4") is None
+    assert "apart by how fast" not in tables.terminal(result)
     marks = {row.engine: row.marks for row in report.rows(result, "decode")}
     assert marks == {INT8: ("best of all", "best int8"), PEER: (), OTHER: ("best float32",)}
 

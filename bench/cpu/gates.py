@@ -73,9 +73,8 @@ def bandwidth_share(kind: str, context: int) -> Callable[[Result], float | None]
 
 def over_best_peer(part: str, kind: str, context: int, *, own_type: bool) -> Callable[[Result], float | None]:
     def figure(result: Result) -> float | None:
-        peer = report.best_peer(result, part, 1, context, kind if own_type else None)
-        ratio = peer and report.ratio(result, part, (f"{OURS} {kind}", 1, context), (peer, 1, context))
-        return ratio.value if ratio else None
+        nearest = report.nearest_peer(result, part, (f"{OURS} {kind}", 1, context), kind if own_type else None)
+        return nearest[1].value if nearest else None
 
     return figure
 

@@ -1,7 +1,8 @@
 """Medians, shares and ratios of a run's raw samples. A result is what results.py reads and writes.
 
-Ratios are taken within rounds, of two engines that ran minutes apart at most, shares within visits; their median over
-rounds counts. A round whose ceiling is far below the run's best is flagged.
+Shares are taken within visits. Ratios are side by side: of visits beside which memory was read equally fast, in the same
+round where there are such, since a machine that reads 34 GB/s in one minute and 60 in the next would compare its own two
+states. Their median counts. A round whose ceiling is far below the run's best is flagged.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from bench.clock import Timing
-from bench.cpu.ceiling import ABOVE, FLAG
+from bench.cpu.ceiling import ABOVE, FLAG, STEADY
 
 Result = dict[str, Any]
 Key = tuple[str, int, int]  # engine, batch, context
@@ -40,7 +41,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster, the median over rounds; agree: rounds on the same side of 1, of rounds."""
+    """How many times faster, the median over those of our visits that have a counterpart; agree: how many of these
+    ``rounds`` are on the same side of 1."""
 
     value: float
     agree: int
@@ -142,24 +144,64 @@ def _marked(row: Row, all_rows: Iterable[Row]) -> Row:
     return Row(**{**vars(row), "marks": tuple(marks)})
 
 
-def best_peer(result: Result, part: str, batch: int, context: int, type: str | None) -> str | None:
-    """The fastest engine that is not ours, of a type or of all."""
-    peers = [row for row in rows(result, part) if not row.ours and (row.batch, row.context) == (batch, context)
-             and type in (None, row.type)]  # fmt: skip
-    return max(peers, key=lambda row: row.tokens_per_second).engine if peers else None
+def nearest_peer(result: Result, part: str, ours: Key, type: str | None) -> tuple[str, Ratio] | None:
+    """Of the engines that are not ours, of a type or of all, the one that ours is least ahead of; None where there is none
+    side by side."""
+    peers = {row["name"] for row in result["engines"] if not row["ours"] and type in (None, row["type"])}
+    found = [(key[0], against) for key in medians(result, part) if key[0] in peers and key[1:] == ours[1:]
+             and (against := ratio(result, part, ours, key))]  # fmt: skip
+    return min(found, key=lambda each: each[1].value, default=None)
 
 
 def ratio(result: Result, part: str, ours: Key, other: Key) -> Ratio | None:
-    """Tokens a second of one over another's; None where one of them was not measured in the same round."""
-    found = medians(result, part)
+    """Tokens a second of one over another's; None where they have no visits beside which memory was read equally fast."""
+    found, beside = medians(result, part), ceilings(result, part)
     if ours not in found or other not in found:
         return None
     scale = (ours[1] / other[1]) * (ours[2] / other[2] if part == "prefill" else 1)
-    ratios = [found[other][number] / second * scale for number, second in found[ours].items() if number in found[other]]
+    ratios = []
+    for number, second in found[ours].items():
+        alike = {n: each for n, each in found[other].items() if _alike(beside[ours[0], number], beside[other[0], n])}
+        if alike:
+            ratios.append(alike.get(number, median(alike.values())) / second * scale)
     if not ratios:
         return None
     middle = median(ratios)
     return Ratio(middle, sum((each > 1) == (middle > 1) for each in ratios), len(ratios))
+
+
+def _alike(a: float, b: float) -> bool:
+    """Whether two ceilings differ by no more than that of one visit may."""
+    return min(a, b) >= STEADY * max(a, b)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast memory was read beside some visits, from slowest to fastest, and whose visits those were."""
+
+    name: str  # "fast" or "slow"
+    slowest: float
+    fastest: float
+    visits: frozenset[tuple[str, int]]  # (engine, round)
+
+
+def speeds(result: Result, part: str) -> list[Speed]:
+    """Visits apart by whether memory was read at FLAG of the run's best beside them; one where all were alike."""
+    best, beside = ceiling_of(result), ceilings(result, part)
+    whole = {(engine, number) for (engine, *_), by_round in medians(result, part).items() for number in by_round}
+    found = []
+    for name, is_fast in (("fast", True), ("slow", False)):
+        visits = {visit: beside[visit] for visit in whole if (beside[visit] >= FLAG * best) is is_fast}
+        if visits:
+            found.append(Speed(name, min(visits.values()), max(visits.values()), frozenset(visits)))
+    return found
+
+
+def tokens_per_second(result: Result, part: str, key: Key, speed: Speed) -> tuple[float, int] | None:
+    """The median over the visits of one speed, and how many those are."""
+    seconds = [second for number, second in medians(result, part)[key].items() if (key[0], number) in speed.visits]
+    tokens = key[1] if part == "decode" else key[1] * key[2]
+    return (tokens / median(seconds), len(seconds)) if seconds else None
 
 
 def impossible(result: Result) -> list[str]:

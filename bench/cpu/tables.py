@@ -15,7 +15,7 @@ Table = tuple[str, list[str], list[list[str]]]  # title, heads, rows
 
 def tables(result: Result) -> Iterator[Table]:
     """Every table whose figures were measured, and those that say what was not."""
-    for make in (_ceiling, _decode, _prefill, _cold, _loads, _quality, _stages, _kernels, _absent, _gates):
+    for make in (_ceiling, _decode, _prefill, _speeds, _cold, _loads, _quality, _stages, _kernels, _absent, _gates):
         title, heads, body = make(result)
         if body:
             yield title, heads, body
@@ -134,17 +134,35 @@ def _spread(timing: Timing) -> list[str]:
 
 
 def _over_peers(result: Result, part: str, row: report.Row) -> list[str]:
-    """Times the best peer of the own type, and of all; a tilde where that is no difference."""
+    """Times the best peer of the own type, and of all, side by side; a tilde where that is no difference."""
     if not row.ours:
         return ["", ""]
     cells = []
     for type in (row.type, None):
-        peer = report.best_peer(result, part, row.batch, row.context, type)
-        ratio = peer and report.ratio(
-            result, part, (row.engine, row.batch, row.context), (peer, row.batch, row.context)
-        )
-        cells.append(f"{'~' if ratio.is_tie else ''}{ratio.value:.2f} ({ratio.agree}/{ratio.rounds})" if ratio else "")
+        nearest = report.nearest_peer(result, part, (row.engine, row.batch, row.context), type)
+        if nearest:
+            ratio = nearest[1]
+            cells.append(f"{'~' if ratio.is_tie else ''}{ratio.value:.2f} ({ratio.agree}/{ratio.rounds})")
+        else:
+            cells.append("")
     return cells
+
+
+def _speeds(result: Result) -> Table:
+    """Tokens a second apart by how fast memory was read: of a machine that changes it, a median over both is neither's."""
+    heads, body = ["part", "engine", "batch", "context"], {}
+    apart = {part: found for part in result["rounds"] if len(found := report.speeds(result, part)) > 1}
+    for part, found in apart.items():
+        for row in report.rows(result, part):
+            key = row.engine, row.batch, row.context
+            cells = [report.tokens_per_second(result, part, key, speed) for speed in found]
+            body[part, *key] = ["" if cell is None else f"{cell[0]:.1f} ({cell[1]})" for cell in cells]
+    for number in range(2 if apart else 0):
+        ranges = [found[number] for found in apart.values()]
+        least, most = min(each.slowest for each in ranges), max(each.fastest for each in ranges)
+        heads.append(f"at {least / 1e9:.0f} to {most / 1e9:.0f} GB/s")
+    return ("Tokens a second (and visits), apart by how fast memory was read", heads,
+            [[part, engine, str(batch), str(context), *cells] for (part, engine, batch, context), cells in body.items()])
 
 
 def _cold(result: Result) -> Table:
