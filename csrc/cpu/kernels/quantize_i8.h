@@ -2,6 +2,8 @@
 // added up across lanes, so every instruction set gives the same codes.
 #pragma once
 
+#include <utility>
+
 #include "quantize_i4.h"
 #include "rows.h"
 #include "simd.h"
@@ -62,37 +64,84 @@ static void quantize_i8(int8_t* quads, uint16_t* scales, int32_t* sums, const fl
   }
 }
 
-// Floats as integers in the same order, -0 before 0; its own inverse. NaN has no place: ask before.
+// Floats as integers in the same order, -0 before 0; its own inverse. NaN comes before -infinity or behind infinity.
 static inline ireg ordered(vreg v) {
   const ireg bits = reinterpret_cast<ireg>(v);
   return bits ^ (bits >> 31 & 0x7fffffff);
 }
-static inline float from_ordered(int32_t i) { return bits_to_float(static_cast<uint32_t>(i ^ (i >> 31 & 0x7fffffff))); }
+static inline vreg from_ordered(ireg i) { return reinterpret_cast<vreg>(i ^ (i >> 31 & 0x7fffffff)); }
+constexpr int32_t kInfinity = 0x7f800000;  // ordered(); that of -infinity is ~kInfinity
 
-// The smallest and largest of x[count], count at least 1.
-static inline void range_of(const float* x, int64_t count, float& low, float& high) {
-  const int32_t first = ordered(set1(x[0]))[0];
-  ireg most = ireg{} + first, least = ireg{} + ~first;  // ~ turns the order around
-  int64_t i = 0;
-  for (; i + kWidth <= count; i += kWidth) {
-    const ireg v = ordered(load(x + i));
-    most = v > most ? v : most;
-    least = ~v > least ? ~v : least;
+static inline ireg larger(ireg a, ireg b) { return a > b ? a : b; }
+static inline ireg smaller(ireg a, ireg b) { return a < b ? a : b; }
+
+// The lower (or upper) halves of blocks of Size lanes, those of x and y in turn.
+template <int Size, int Upper, int... I>
+static inline ireg halves(ireg x, ireg y, std::integer_sequence<int, I...>) {
+  return __builtin_shuffle(x, y, ireg{(2 * I / Size % 2 * kWidth + I / Size * Size + I % (Size / 2) + Upper * Size / 2)...});
+}
+
+// Lane i of v[0] <- op over the lanes of v[i]. The lanes of Size vectors, each of kWidth / Size results in blocks of Size
+// lanes, are put together by twos.
+template <class Op, int Size = kWidth>
+static inline void reduce_each(ireg* v, Op op) {
+  constexpr std::make_integer_sequence<int, kWidth> lanes;
+#pragma GCC unroll 16
+  for (int i = 0; i < Size / 2; ++i)
+    v[i] = op(halves<Size, 0>(v[i], v[i + Size / 2], lanes), halves<Size, 1>(v[i], v[i + Size / 2], lanes));
+  if constexpr (Size > 2) reduce_each<Op, Size / 2>(v, op);
+}
+
+// What quantize_fine() takes at a time: as many groups as a vector has lanes.
+constexpr int kGroupsTogether = kWidth, kPartsOfGroup = kFineGroup / kWidth;
+
+// The smallest and largest, ordered(), of each of kGroupsTogether groups.
+static inline void ranges_of_groups(const float* x, ireg& low, ireg& high) {
+  ireg least[kWidth], most[kWidth];
+  for (int g = 0; g < kGroupsTogether; ++g, x += kFineGroup) {
+    least[g] = most[g] = ordered(load(x));
+    for (int p = 1; p < kPartsOfGroup; ++p) {
+      const ireg v = ordered(load(x + p * kWidth));
+      least[g] = smaller(v, least[g]);
+      most[g] = larger(v, most[g]);
+    }
   }
-  int32_t high_bits = largest_lane(most), low_bits = ~largest_lane(least);
-  for (; i < count; ++i) {
-    const int32_t v = ordered(set1(x[i]))[0];
-    high_bits = v > high_bits ? v : high_bits;
-    low_bits = v < low_bits ? v : low_bits;
+  reduce_each(least, [](ireg a, ireg b) { return smaller(a, b); });
+  reduce_each(most, [](ireg a, ireg b) { return larger(a, b); });
+  low = least[0];
+  high = most[0];
+}
+
+// The same of a group of `count` columns, in every lane.
+static inline void range_of_group(const float* x, int64_t count, ireg& low, ireg& high) {
+  low = high = ordered(set1(x[0]));
+  for (int64_t i = 1; i < count; ++i) {
+    const ireg v = ordered(set1(x[i]));
+    low = smaller(v, low);
+    high = larger(v, high);
   }
-  low = from_ordered(low_bits);
-  high = from_ordered(high_bits);
 }
 
 static void quantize_fine(int8_t* q, float* scales, int32_t* sums, float* offset, const float* x, int64_t n) {
   const int64_t groups = (n + kFineGroup - 1) / kFineGroup, padded = (n + kQuad - 1) / kQuad * kQuad;
+  const int64_t together = n / (kGroupsTogether * kFineGroup) * kGroupsTogether;  // groups that have company
   auto count_of = [n](int64_t g) { return n - g * kFineGroup < kFineGroup ? n - g * kFineGroup : int64_t{kFineGroup}; };
-  if (largest_magnitude(x, n) >= 0x7f800000) {  // through the scales a NaN reaches every output of the row
+
+  // The smallest of a group rests in its scale, the largest where its codes will be, with those of its company.
+  auto high_at = [q](int64_t g) { return q + g / kGroupsTogether * kGroupsTogether * kFineGroup + g % kGroupsTogether * 4; };
+  ireg least = ireg{} + kInfinity, most = ireg{} + ~kInfinity, low, high;
+  for (int64_t g = 0; g < groups;) {
+    if (g < together) ranges_of_groups(x + g * kFineGroup, low, high);
+    else range_of_group(x + g * kFineGroup, count_of(g), low, high);
+    least = smaller(low, least);
+    most = larger(high, most);
+    const vreg low_values = from_ordered(low), high_values = from_ordered(high);
+    const int64_t held = g < together ? kGroupsTogether : 1;
+    std::memcpy(scales + g, &low_values, held * 4);
+    std::memcpy(high_at(g), &high_values, held * 4);
+    g += held;
+  }
+  if (largest_lane(most) >= kInfinity || largest_lane(~least) >= kInfinity) {  // through the scales a NaN reaches every output
     for (int64_t g = 0; g < groups; ++g) {
       scales[g] = __builtin_nanf("");
       if (sums) sums[g] = 0;
@@ -103,30 +152,43 @@ static void quantize_fine(int8_t* q, float* scales, int32_t* sums, float* offset
   }
   float lows = 0.0f, highs = 0.0f;
   for (int64_t g = 0; g < groups; ++g) {
-    float low, high;
-    range_of(x + g * kFineGroup, count_of(g), low, high);
-    scales[g] = low;  // they rest where they are overwritten once they have been used
-    std::memcpy(q + g * kFineGroup, &high, 4);
-    lows += low;
-    highs += high;
+    float largest;
+    std::memcpy(&largest, high_at(g), 4);
+    lows += scales[g];
+    highs += largest;
   }
   const float middle = (highs + lows) * (0.5f / static_cast<float>(groups));
   *offset = middle;
-  for (int64_t g = 0; g < groups; ++g) {
-    int8_t* to = q + g * kFineGroup;
-    float high;
-    std::memcpy(&high, to, 4);
-    const float above = high - middle, below = middle - scales[g];
-    const float amax = above > below ? above : below, inverse = 127.0f / amax;
-    const int64_t count = count_of(g);
-    scales[g] = amax / 127.0f;
-    int32_t total = 0;
-    if (!(inverse > 0.0f && inverse <= kLargestFloat)) {  // as good as zero, or x - middle is too large for a float
-      std::memset(to, 0, count);
-    } else {
-      total = quantize_part(to, x + g * kFineGroup, middle, inverse, count);
+
+  for (int64_t g = 0; g < groups; g += kGroupsTogether) {
+    const int64_t held = groups - g < kGroupsTogether ? groups - g : kGroupsTogether;
+    vreg lowest{}, highest{};
+    std::memcpy(&lowest, scales + g, held * 4);
+    std::memcpy(&highest, high_at(g), held * 4);
+    const vreg amax = max(highest - middle, middle - lowest), inverse = 127.0f / amax, scale = amax / 127.0f;
+    std::memcpy(scales + g, &scale, held * 4);
+    // Groups that are as good as zero, or too large for a float once the middle is taken away, get codes of 0.
+    const uint32_t coded = lane_mask((inverse > 0.0f) & (inverse <= kLargestFloat));
+    ireg totals[kWidth];
+    for (int64_t i = 0; i < held; ++i) {
+      int8_t* const to = q + (g + i) * kFineGroup;
+      const float* const from = x + (g + i) * kFineGroup;
+      const int64_t count = count_of(g + i);
+      if (!(coded >> i & 1)) {
+        std::memset(to, 0, count);
+        totals[i] = ireg{};
+      } else if (count == kFineGroup) {
+        totals[i] = ireg{};
+        for (int p = 0; p < kPartsOfGroup; ++p)
+          totals[i] += quantize_vector(to + p * kWidth, load(from + p * kWidth), middle, set1(inverse[i]));
+      } else {
+        totals[i] = ireg{quantize_part(to, from, middle, inverse[i], count)};
+      }
     }
-    if (sums) sums[g] = total;
+    if (!sums) continue;
+    for (int64_t i = held; i < kGroupsTogether; ++i) totals[i] = ireg{};
+    reduce_each(totals, [](ireg a, ireg b) { return a + b; });
+    std::memcpy(sums + g, &totals[0], held * 4);
   }
   for (int64_t i = n; i < padded; ++i) q[i] = 0;
 }

@@ -31,19 +31,23 @@ static void layer_norm(float* out, const float* x, const float* weight, const fl
   for (; i < d; ++i) out[i] = fma((set1(x[i]) - mean) * inverse, set1(weight[i]), set1(bias[i]))[0];
 }
 
+constexpr float kRounding = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest even integer
+
+// q[kWidth] <- codes of (x - middle) * inverse, which it returns.
+static inline ireg quantize_vector(int8_t* q, vreg x, float middle, vreg inverse) {
+  const ireg codes = reinterpret_cast<ireg>((x - middle) * inverse + kRounding) - 0x4B400000;
+  store_bytes(q, codes);
+  return codes;
+}
+
 // Codes of (x[count] - middle) * inverse, count at most kSumColumns, and their sum.
 static inline int32_t quantize_part(int8_t* q, const float* x, float middle, float inverse, int64_t count) {
-  const float rounding = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest even integer
   ireg sums{};
   int64_t i = 0;
-  for (; i + kWidth <= count; i += kWidth) {
-    const ireg codes = reinterpret_cast<ireg>((load(x + i) - middle) * inverse + rounding) - 0x4B400000;
-    store_bytes(q + i, codes);
-    sums += codes;
-  }
+  for (; i + kWidth <= count; i += kWidth) sums += quantize_vector(q + i, load(x + i), middle, set1(inverse));
   int32_t sum = sum_of_lanes(sums);
   for (; i < count; ++i) {
-    const int32_t code = static_cast<int32_t>(float_to_bits((x[i] - middle) * inverse + rounding) - 0x4B400000u);
+    const int32_t code = static_cast<int32_t>(float_to_bits((x[i] - middle) * inverse + kRounding) - 0x4B400000u);
     q[i] = static_cast<int8_t>(code);
     sum += code;
   }
