@@ -17,7 +17,7 @@ from bench.cpu import __main__ as command  # noqa: E402
 from bench.cpu import catalogue, gates, parts, plots, report, results, rounds, tables  # noqa: E402
 from bench.cpu.ceiling import thread_counts  # noqa: E402
 from bench.cpu.formats.ggml import encode_blocks  # noqa: E402
-from bench.cpu.kernels import phases_of  # noqa: E402
+from bench.cpu.kernels import beside, phases_of  # noqa: E402
 from bench.cpu.pool import EngineFailed, Worker, held_bytes  # noqa: E402
 from bench.cpu.residents import Residents, compare, step_bytes  # noqa: E402
 from bench.cpu.stages import by_stage  # noqa: E402
@@ -278,6 +278,13 @@ def test_bytes_of_a_step_are_what_each_engine_stores():
 def test_few_rows_are_steps_and_many_a_prompt():
     assert [phases_of(n) for n in (1, 16, 64)] == [("decode",), ("decode", "prefill"), ("prefill",)]
     assert [thread_counts(n) for n in (1, 2, 6, 8)] == [[1], [1, 2], [1, 2, 4, 6], [1, 2, 4, 8]]
+
+
+def test_a_product_is_measured_again_where_the_ceiling_changed_meanwhile():
+    moments, found = iter([60, 34, 34, 35]), iter("ab")
+    assert beside(lambda: next(found), lambda: next(moments)) == ("b", 35, True)
+    moments, found = iter([60, 34] * 3), iter("abc")
+    assert beside(lambda: next(found), lambda: next(moments)) == ("c", 60, False)
 
 
 def test_what_no_op_takes_is_pythons():

@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.cpu import cold, rounds
 from bench.cpu.catalogue import OURS
-from bench.cpu.ceiling import STEADY, VISITS, best
+from bench.cpu.ceiling import STEADY, VISITS
 from bench.cpu.pool import EngineFailed, Unsupported, Worker
 from bench.cpu.residents import Residents
 
@@ -111,7 +111,6 @@ class Run:
             for model in settings["kernel_models"]:
                 for kind in settings["kernel_kinds"]:
                     self._progress(f"kernels: {model} {kind}")
-                    before = best(self.measure_ceiling())
                     try:
                         found = worker.ask("measure", model=model, kind=kind, tokens=settings["kernel_tokens"],
                                            seconds=settings["kernel_seconds"])["rows"]  # fmt: skip
@@ -121,8 +120,7 @@ class Run:
                             f"{model} {kind}: {error}",
                         ]
                         continue
-                    ceiling = max(before, best(self.measure_ceiling()))
-                    self.result["kernels"] += [{**row, "ceiling": ceiling} for row in found]
+                    self.result["kernels"] += found
 
     # ---- Cold processes ----
 

@@ -243,10 +243,10 @@ def _kernels(result: Result) -> Table:
         seconds = row["seconds"]["median"]
         share = row["nbytes"] / seconds / row.get("ceiling", best or 1)
         line[row["tokens"]] = (
-            f"{share:.0%}" if row["phase"] == "decode" and row["tokens"] <= 8 else f"{row['flops'] / seconds / 1e9:.0f}"
+            f"{share:.0%}{'' if row.get('steady', True) else '?'}" if row["phase"] == "decode" and row["tokens"] <= 8 else f"{row['flops'] / seconds / 1e9:.0f}"
         )
     body = [[*key, *(line.get(n, "") for n in tokens)] for key, line in lines.items()]
-    title = "Products: % of the read bandwidth up to 8 rows, GFLOP/s from 16 on"
+    title = "Products: % of the read bandwidth up to 8 rows (?: it changed meanwhile), GFLOP/s from 16 on"
     return title, ["model", "op", "type", *(f"{n} rows" for n in tokens)], body
 
 
