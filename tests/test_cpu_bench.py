@@ -15,9 +15,9 @@ sys.path.insert(0, str(ROOT))
 
 from bench.cpu import __main__ as command  # noqa: E402
 from bench.cpu import catalogue, gates, parts, plots, report, results, rounds, tables  # noqa: E402
-from bench.cpu.ceiling import thread_counts  # noqa: E402
+from bench.cpu.ceiling import beside, thread_counts  # noqa: E402
 from bench.cpu.formats.ggml import encode_blocks  # noqa: E402
-from bench.cpu.kernels import beside, phases_of  # noqa: E402
+from bench.cpu.kernels import phases_of  # noqa: E402
 from bench.cpu.pool import EngineFailed, Worker, held_bytes  # noqa: E402
 from bench.cpu.residents import Residents, compare, step_bytes  # noqa: E402
 from bench.cpu.stages import by_stage  # noqa: E402
@@ -120,7 +120,7 @@ def test_a_visit_is_made_again_where_the_ceiling_changed_during_it(moments, kept
     result["settings"].update(decode=[(1, 32)], steps=5, rounds=1)
     run = parts.Run(result, OneEngine([0.1, 0.2, 0.3]), None, lambda text: None)
     told = iter(moments)
-    run.beside, run.measure_ceiling = lambda: next(told) * 1e9, lambda: ceiling_rows(60e9)
+    run.moment, run.measure_ceiling = lambda: next(told) * 1e9, lambda: ceiling_rows(60e9)
     run.decode()
     (sample,) = result["samples"]
     assert (sample["seconds"], sample["ceiling"], sample["steady"]) == ([kept] * 5, ceiling * 1e9, steady)
@@ -172,6 +172,11 @@ def test_ratios_are_taken_side_by_side():
     assert report.tokens_per_second(result, "decode", peer, slow) == (pytest.approx(1 / 0.035), 2)
     text = tables.terminal(result)
     assert "at 58 to 61 GB/s" in text and "at 30 to 32 GB/s" in text and "28.6 (2)" in text
+    (changed,) = [s for s in result["samples"] if s["engine"] == PEER and s["round"] == 2]
+    changed["steady"] = False  # it had the only ceiling like those of ours in rounds 1 and 3
+    ratio = report.ratio(result, "decode", ours, peer)
+    assert (ratio.value, ratio.agree, ratio.rounds) == (pytest.approx(1.5), 1, 1)
+    assert report.tokens_per_second(result, "decode", peer, report.speeds(result, "decode")[0]) is None
     for sample in result["samples"]:
         sample["ceiling"] = 60e9 if sample["engine"] == INT8 else 30e9
     assert report.ratio(result, "decode", ours, peer) is None

@@ -11,6 +11,7 @@ most, whatever it found, and one that never was steady is marked. Above ABOVE of
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -21,6 +22,20 @@ ABOVE = 1.05
 _SUM_BYTES = 512 << 20
 _SUMS = 3  # passes over half of them, of a moment
 _COLUMNS, _ROWS = 4096, 51200  # lm_head of the 6B shape: 839 MB in float32
+
+
+def alike(a: float, b: float) -> bool:
+    """Whether two ceilings are the same memory's."""
+    return min(a, b) >= STEADY * max(a, b)
+
+
+def beside(measured: Callable[[], Any], moment: Callable[[], float]) -> tuple[Any, float, bool]:
+    """What was measured; the better of what memory gave before and after; whether the two agree, after VISITS tries at most."""
+    for _ in range(VISITS):
+        before, found, after = moment(), measured(), moment()
+        if alike(before, after):
+            break
+    return found, max(before, after), alike(before, after)
 
 
 class Ceiling:

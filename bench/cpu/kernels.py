@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
-from bench.cpu.ceiling import STEADY, VISITS
+from bench.cpu.ceiling import beside
 
 TOKENS = (1, 2, 4, 8, 16, 64, 256, 512)
 DECODE_TOKENS = 16  # up to so many rows are measured with the decode phase's arithmetic
@@ -34,16 +34,6 @@ class Kernels:
 def phases_of(tokens: int) -> tuple[str, ...]:
     """What runs so many rows: steps of a batch, a prompt, or both."""
     return ("decode",) * (tokens <= DECODE_TOKENS) + ("prefill",) * (tokens >= DECODE_TOKENS)
-
-
-def beside(measured: Callable[[], Any], moment: Callable[[], float]) -> tuple[Any, float, bool]:
-    """What was measured; the better of what memory gave before and after; whether the two agree, after VISITS tries at most."""
-    for _ in range(VISITS):
-        before, found, after = moment(), measured(), moment()
-        steady = min(before, after) >= STEADY * max(before, after)
-        if steady:
-            break
-    return found, max(before, after), steady
 
 
 def _rows(model: str, kind: str, token_counts: list[int], seconds: float) -> Iterator[dict[str, Any]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bench.cpu import cold, rounds
 from bench.cpu.catalogue import OURS
-from bench.cpu.ceiling import STEADY, VISITS
+from bench.cpu.ceiling import beside
 from bench.cpu.pool import EngineFailed, Unsupported, Worker
 from bench.cpu.residents import Residents
 
@@ -28,7 +29,7 @@ class Run:
         self._progress("ceiling")
         return self._ceiling.ask("measure", seconds=self._settings["ceiling_seconds"])["rows"]
 
-    def beside(self) -> float:
+    def moment(self) -> float:
         """The ceiling of this moment, bytes a second."""
         return self._ceiling.ask("moment", seconds=self._settings["ceiling_seconds"])["bytes_per_second"]
 
@@ -55,20 +56,18 @@ class Run:
         rows = self._residents.rows
 
         def visit(name: str, number: int) -> None:
-            first = len(self.result["samples"])
-            for tried in range(1, VISITS + 1):
-                if name not in self._residents.names:
-                    return
+            first, tries = len(self.result["samples"]), itertools.count(1)
+
+            def attempt() -> None:
+                tried = next(tries)
                 self._progress(f"{part}, round {number + 1}: {name}" + (f", visit {tried}" if tried > 1 else ""))
                 del self.result["samples"][first:]
-                before = self.beside()
-                self._residents.attempt(name, lambda worker: ask(name, worker, number))
-                after = self.beside()
-                steady = min(before, after) >= STEADY * max(before, after)
-                if steady:
-                    break
+                if name in self._residents.names:  # it has not failed
+                    self._residents.attempt(name, lambda worker: ask(name, worker, number))
+
+            _, ceiling, steady = beside(attempt, self.moment)
             for sample in self.result["samples"][first:]:
-                sample.update(ceiling=max(before, after), steady=steady)
+                sample.update(ceiling=ceiling, steady=steady)
 
         def ask(name: str, worker: Worker, number: int) -> None:
             # A worker that was stopped wakes first.

@@ -2,10 +2,13 @@
 
 Shares are taken within visits. Ratios are side by side: of visits beside which memory was read equally fast, in the same
 round where there are such, since a machine that reads 34 GB/s in one minute and 60 in the next would compare its own two
-states. Their median counts. A round whose ceiling is far below the run's best is flagged.
+states. Their median counts; a visit during which the ceiling changed has no counterpart. A round whose ceiling is far
+below the run's best is flagged.
 """
 
 from __future__ import annotations
+
+import math
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from bench.clock import Timing
-from bench.cpu.ceiling import ABOVE, FLAG, STEADY
+from bench.cpu.ceiling import ABOVE, FLAG, alike
 
 Result = dict[str, Any]
 Key = tuple[str, int, int]  # engine, batch, context
@@ -95,6 +98,12 @@ def ceilings(result: Result, part: str) -> dict[tuple[str, int], float]:
             for sample in result["samples"] if sample["part"] == part}  # fmt: skip
 
 
+def steady_ceilings(result: Result, part: str) -> dict[tuple[str, int], float]:
+    """Those of visits during which the ceiling did not change: of the others nobody knows it."""
+    changed = set(unsteady(result, part))
+    return {visit: ceiling for visit, ceiling in ceilings(result, part).items() if visit not in changed}
+
+
 def step_bytes(result: Result, engine: str, batch: int, context: float) -> float:
     """Bytes that a step must read: the weights once, the cache of every row."""
     row = engine_row(result, engine)
@@ -155,24 +164,20 @@ def nearest_peer(result: Result, part: str, ours: Key, type: str | None) -> tupl
 
 def ratio(result: Result, part: str, ours: Key, other: Key) -> Ratio | None:
     """Tokens a second of one over another's; None where they have no visits beside which memory was read equally fast."""
-    found, beside = medians(result, part), ceilings(result, part)
+    found, beside = medians(result, part), steady_ceilings(result, part)
     if ours not in found or other not in found:
         return None
     scale = (ours[1] / other[1]) * (ours[2] / other[2] if part == "prefill" else 1)
     ratios = []
     for number, second in found[ours].items():
-        alike = {n: each for n, each in found[other].items() if _alike(beside[ours[0], number], beside[other[0], n])}
-        if alike:
-            ratios.append(alike.get(number, median(alike.values())) / second * scale)
+        here = beside.get((ours[0], number), 0.0)
+        with_it = {n: each for n, each in found[other].items() if alike(here, beside.get((other[0], n), math.inf))}
+        if with_it:
+            ratios.append(with_it.get(number, median(with_it.values())) / second * scale)
     if not ratios:
         return None
     middle = median(ratios)
     return Ratio(middle, sum((each > 1) == (middle > 1) for each in ratios), len(ratios))
-
-
-def _alike(a: float, b: float) -> bool:
-    """Whether two ceilings differ by no more than that of one visit may."""
-    return min(a, b) >= STEADY * max(a, b)
 
 
 @dataclass(frozen=True)
@@ -186,9 +191,10 @@ class Speed:
 
 
 def speeds(result: Result, part: str) -> list[Speed]:
-    """Visits apart by whether memory was read at FLAG of the run's best beside them; one where all were alike."""
-    best, beside = ceiling_of(result), ceilings(result, part)
+    """Steady visits apart by whether memory was read at FLAG of the run's best beside them; one where all were alike."""
+    best, beside = ceiling_of(result), steady_ceilings(result, part)
     whole = {(engine, number) for (engine, *_), by_round in medians(result, part).items() for number in by_round}
+    whole &= beside.keys()
     found = []
     for name, is_fast in (("fast", True), ("slow", False)):
         visits = {visit: beside[visit] for visit in whole if (beside[visit] >= FLAG * best) is is_fast}

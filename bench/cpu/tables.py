@@ -7,6 +7,7 @@ from statistics import median
 
 from bench.clock import Timing
 from bench.cpu import gates, report
+from bench.cpu.ceiling import ABOVE
 from bench.cpu.report import Result
 from bench.cpu.stages import STAGES
 
@@ -243,7 +244,9 @@ def _kernels(result: Result) -> Table:
         seconds = row["seconds"]["median"]
         share = row["nbytes"] / seconds / row.get("ceiling", best or 1)
         line[row["tokens"]] = (
-            f"{share:.0%}{'' if row.get('steady', True) else '?'}" if row["phase"] == "decode" and row["tokens"] <= 8 else f"{row['flops'] / seconds / 1e9:.0f}"
+            f"{share:.0%}{'' if row.get('steady', True) and share <= ABOVE else '?'}"
+            if row["phase"] == "decode" and row["tokens"] <= 8
+            else f"{row['flops'] / seconds / 1e9:.0f}"
         )
     body = [[*key, *(line.get(n, "") for n in tokens)] for key, line in lines.items()]
     title = "Products: % of the read bandwidth up to 8 rows (?: it changed meanwhile), GFLOP/s from 16 on"
