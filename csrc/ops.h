@@ -195,9 +195,11 @@ struct LogitsRules {
      For i8 weights in groups, what is quantised is x - c, c an offset of the row's segment, which a product adds     \
      back as c times the weights' sums: halfway between the groups' mean largest and mean smallest values,            \
      c = (sum of largest + sum of smallest) * (0.5 / groups), in float32, groups in their order (after gelu nothing   \
-     is below -0.17, and half of the codes would lie idle). Then scales is (T, groups + segments): behind the scales  \
-     stand the offsets; NaN or infinity in a segment makes all of its scales and its offset NaN. Where amax           \
-     overflows, q is 0. Exists so that tests see the quantised activations. */                                        \
+     is below -0.17, and half of the codes would lie idle). There a scale is amax / 127 rounded up to 5 bits of       \
+     mantissa (its bits + 0x7ffff, the lowest 19 cleared), q = round_half_even((x - c) * (1 / scale)), 0 where        \
+     1 / scale or amax overflows: such a scale is a sum of three powers of two, which products of many rows add. Then \
+     scales is (T, groups + segments): behind the scales stand the offsets; NaN or infinity in a segment makes all of \
+     its scales and its offset NaN. Exists so that tests see the quantised activations. */                            \
   void quantize_activations(TensorView& q, TensorView& scales, const TensorView& x, const PackedWeight& w);           \
                                                                                                                       \
   /* x[t] = wte[ids[t]].  x (T, d) act; ids (T,) i64; wte (V, d) f32, f16 or bf16.                                    \

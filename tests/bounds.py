@@ -127,16 +127,17 @@ def normed_product(x: Tensor, norm: tuple[Tensor, Tensor, float], w: Tensor, how
             h = h - quantised.quantize_with_offsets(h, (h.shape[1],))[2].double()
             h_error = h_error + offset_error
             bound = bound + through_random(offset_error.expand_as(h), w)
-        uncertain, scale_error = uncertain_codes(h, h_error, how.group)
+        uncertain, scale_error = uncertain_codes(h, h_error, how.group, in_five_bits=how.mode == "grouped")
         bound = bound + through_random(uncertain, w) + 4 * scale_error * n
     elif how.act is not None:
         bound = bound + through_random(h_error, w)
     return bound
 
 
-def uncertain_codes(h: Tensor, h_error: Tensor, group: int | None) -> tuple[Tensor, Tensor]:
+def uncertain_codes(h: Tensor, h_error: Tensor, group: int | None, in_five_bits: bool = False) -> tuple[Tensor, Tensor]:
     """Of h known up to h_error: (n, d) the step of the activation's scale where h's code is uncertain, else 0; and
-    (n, 1) the largest relative error of a scale."""
+    (n, 1) the largest relative error of a scale. A scale in five bits is certain or, near a boundary, one of two, and
+    then all codes of its group are uncertain."""
     steps, scale_error = torch.zeros_like(h), torch.zeros(len(h), 1, dtype=torch.float64)
     group = group or h.shape[1]
     for first in range(0, h.shape[1], group):
@@ -146,12 +147,16 @@ def uncertain_codes(h: Tensor, h_error: Tensor, group: int | None) -> tuple[Tens
         amax_error = torch.maximum(
             (part + error).amax(1, keepdim=True) - amax, amax - (part - error).amax(1, keepdim=True)
         )
-        step = amax / 127
+        step, either = amax / 127, torch.zeros_like(amax, dtype=torch.bool)
+        if in_five_bits:
+            off = amax_error + 2 * U * amax  # the division rounds too
+            least, step = (quantised.in_five_bits((of / 127).float()).double() for of in (amax - off, amax + off))
+            either, amax_error = step != least, torch.zeros_like(amax)
         code = part / step
         # The code is two float32 products away from h and amax.
         code_error = error / step + code * (amax_error / amax) + 127 * 2 * U
         near = ((code - code.floor()) - 0.5).abs() < code_error
-        steps[:, columns] = torch.where(near, step, 0.0)
+        steps[:, columns] = torch.where(near | either, step, 0.0)
         scale_error = torch.maximum(scale_error, amax_error / amax)
     return steps, scale_error
 

@@ -125,8 +125,8 @@ def quantize_activations(
 def quantize_with_offsets(x: Tensor, segments: tuple[int, ...], padding: int = 4) -> tuple[Tensor, Tensor, Tensor]:
     """Codes and scales as quantize_activations() in groups of INT8_GROUP, of x less its segments' offsets (n, segments).
 
-    An offset lies halfway between the groups' mean largest and mean smallest values, in float32. What is not finite
-    makes all scales of its segment, and its offset, NaN.
+    An offset lies halfway between the groups' mean largest and mean smallest values, in float32. Scales have 5 bits of
+    mantissa. What is not finite makes all scales of its segment, and its offset, NaN.
     """
     codes, scales, offsets = [], [], []
     for segment in x.to(torch.float32).split(list(segments), dim=1):
@@ -136,8 +136,22 @@ def quantize_with_offsets(x: Tensor, segments: tuple[int, ...], padding: int = 4
             lows, highs = lows + part.amin(1), highs + part.amax(1)
         offset = (highs + lows) * (torch.tensor(0.5) / len(parts))
         offset = torch.where(segment.isfinite().all(1), offset, math.nan)
-        part_codes, part_scales = quantize_activations(segment - offset[:, None], (segment.shape[1],), INT8_GROUP, padding)
+        part_codes, part_scales = [], []
+        for part in (segment - offset[:, None]).split(INT8_GROUP, dim=1):
+            amax = part.abs().amax(1, keepdim=True)
+            scale = in_five_bits(amax / torch.tensor(127.0))
+            inverse = 1 / scale
+            inverse = torch.where(inverse.isfinite() & amax.isfinite(), inverse, 0.0)
+            part_codes.append(torch.where(inverse == 0, 0, torch.round(part * inverse)).to(torch.int8))
+            part_scales.append(scale)
+        part_codes.append(torch.zeros(len(x), -segment.shape[1] % padding, dtype=torch.int8))
+        part_codes, part_scales = torch.cat(part_codes, dim=1), torch.cat(part_scales, dim=1)
         codes.append(torch.where(offset.isnan()[:, None], 0, part_codes))
         scales.append(torch.where(offset.isnan()[:, None], math.nan, part_scales))
         offsets.append(offset[:, None])
     return torch.cat(codes, dim=1), torch.cat(scales, dim=1), torch.cat(offsets, dim=1)
+
+
+def in_five_bits(scale: Tensor) -> Tensor:
+    """float32 numbers, at least 0, rounded up to 5 bits of mantissa, the leading one counted."""
+    return (scale.view(torch.int32) + 0x7FFFF >> 19 << 19).view(torch.float32)

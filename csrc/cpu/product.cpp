@@ -11,6 +11,7 @@ int64_t ProductScratch::bytes(int64_t rows, const PackedWeight& w, bool with_nor
   if (is_quantized(w))
     n += rows * q_stride(w) + round_up(rows * num_groups(w) * 4, 64) * (1 + sums_per_group(w));
   if (is_fine(w)) n += round_up(rows * w.num_segments * 4, 64);
+  if (is_fine(w) && rows > kFewRows) n += round_up(rows * num_groups(w) * sizeof(ScaledGroup), 64);
   return n;
 }
 
@@ -32,6 +33,10 @@ ProductScratch::ProductScratch(const TensorView& workspace, int64_t rows, const 
     offsets = reinterpret_cast<float*>(at);
     at += round_up(rows * w.num_segments * 4, 64);
   }
+  if (is_fine(w) && rows > kFewRows) {
+    if (kernels().scale_terms) scaled = reinterpret_cast<ScaledGroup*>(at);
+    at += round_up(rows * num_groups(w) * sizeof(ScaledGroup), 64);
+  }
   rest = at;
 }
 
@@ -42,11 +47,13 @@ void quantize_row(const float* x, int64_t t, const PackedWeight& w, const Produc
   for (int s = 0; s < w.num_segments; x += w.segment_cols[s], ++s) {
     float* scales = scratch.q_scales + group;
     int32_t* sums = scratch.q_sums + group * sums_per_group(w);
-    if (is_fine(w))
+    if (is_fine(w)) {
       k.quantize_fine(q + first_column(w, s), scales, sums, scratch.offsets + t * w.num_segments + s, x,
                       w.segment_cols[s]);
-    else
+      if (scratch.scaled) k.scale_terms(scratch.scaled + group, scales, sums, groups_of_segment(w, s));
+    } else {
       k.quantize(q + first_column(w, s), scales, sums, x, w.segment_cols[s]);
+    }
     // What they fill up is a quad; int4 reads pairs of them.
     for (int64_t c = first_column(w, s) + round_up(w.segment_cols[s], kQuad); c < first_column(w, s + 1); ++c) q[c] = 0;
     group += groups_of_segment(w, s);
@@ -92,6 +99,7 @@ void multiply_panel(float* c, const PackedWeight& w, int64_t p, const ProductRow
     of.q += t * of.q_stride + column;
     of.scales += t * of.groups_stride + group;
     of.sums += (t * of.groups_stride + group) * sums_per_group(w);
+    if (of.scaled) of.scaled += t * of.groups_stride + group;
     of.count = n;
     if (w.dtype == DType::i4)
       k.panel_product_i4(c, of, reinterpret_cast<const uint8_t*>(panel) + segment_offset(w, s), w.group_cols, columns);

@@ -30,6 +30,7 @@ struct ProductScratch {
   float* q_scales = nullptr;      // (T, groups)
   int32_t* q_sums = nullptr;      // (T, groups, sums_per_group)
   float* offsets = nullptr;       // (T, segments), where the weight is_fine
+  ScaledGroup* scaled = nullptr;  // (T, groups), where it is and rows are more than a few
   char* rest = nullptr;           // what an op appends of its own, 64-byte aligned
 
   static int64_t normed_stride(const PackedWeight& w) { return w.in_features() + kRowPadding / sizeof(float); }
@@ -54,7 +55,7 @@ void quantize_row(const float* x, int64_t t, const PackedWeight& w, const Produc
 inline ProductRows quantized_rows(int64_t rows, const PackedWeight& w, const ProductScratch& scratch) {
   ProductRows r;
   r.count = rows;
-  r.quantized = {scratch.q, scratch.q_scales, scratch.q_sums, ProductScratch::q_stride(w), num_groups(w), rows};
+  r.quantized = {scratch.q, scratch.q_scales, scratch.q_sums, scratch.scaled, ProductScratch::q_stride(w), num_groups(w), rows};
   r.offsets = scratch.offsets;
   return r;
 }

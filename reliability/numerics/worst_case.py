@@ -134,7 +134,8 @@ def expected(case: Case, kind: str, segments: tuple[int, ...]) -> tuple[Tensor, 
         sizes += (xq.abs() + offset.abs()) @ wq.abs().T
         codes_sum += codes.double().abs().sum(1, keepdim=True)
         groups += x.shape[1] // min(group, weight_group or group)
-        x_error = _group_errors(x.double() - offset, 0.5 / 127, group)
+        # A scale of int8 in groups has 5 bits: it is up to 17 / 16 of what the largest value needs.
+        x_error = _group_errors(x.double() - offset, 0.5 / 127 * (17 / 16 if kind == "int8-g32" else 1), group)
         # Subtracting the offset rounds, to U of the larger of the two.
         x_error = x_error + math.sqrt(32) * bounds.U * (_lengths(x) + offset.abs())
         quantisation += _lengths(x) @ _group_errors(w, half_step, weight_group).T + x_error @ _lengths(wq).T

@@ -80,6 +80,15 @@ struct Segment {
   std::vector<int32_t> sums;
 };
 
+// Rounded up to 5 bits of mantissa, by arithmetic.
+float in_five_bits(float x) {
+  if (x == 0 || std::isinf(x)) return x;
+  int exponent;
+  std::frexp(x, &exponent);
+  const int unit = std::max(exponent - 5, -126 - 4);  // below the smallest normal number the unit stays the same
+  return static_cast<float>(std::ldexp(std::ceil(std::ldexp(static_cast<double>(x), -unit)), unit));
+}
+
 // As quantize_activations in csrc/ops.h says for int8 weights in groups.
 Segment quantized(const std::vector<float>& x) {
   const int64_t n = static_cast<int64_t>(x.size()), groups = (n + cpu::kFineGroup - 1) / cpu::kFineGroup;
@@ -97,7 +106,8 @@ Segment quantized(const std::vector<float>& x) {
     float amax = std::isnan(s.offset) ? kNan : 0.0f;
     for (auto v = begin(g); v != end(g); ++v) amax = std::max(amax, std::fabs(*v - s.offset));
     s.scales[g] = amax / 127.0f;
-    const float inverse = 127.0f / amax;
+    if (amax >= 0) s.scales[g] = in_five_bits(s.scales[g]);
+    const float inverse = 1.0f / s.scales[g];
     if (!std::isfinite(inverse) || amax == kInf) continue;
     for (auto v = begin(g); v != end(g); ++v) {
       const float code = std::nearbyint((*v - s.offset) * inverse);

@@ -44,7 +44,7 @@ class FencedCodes {
       : stride_(codes.stride), groups_stride_(codes.groups_stride), sums_stride_(codes.sums_stride), q_(codes.q),
         scales_(codes.scales), sums_(codes.sums) {}
   cpu::QuantizedRows rows(int64_t first, int64_t count) const {
-    return {q_ + first * stride_, scales_ + first * groups_stride_, sums_ + first * sums_stride_, stride_,
+    return {q_ + first * stride_, scales_ + first * groups_stride_, sums_ + first * sums_stride_, nullptr, stride_,
             groups_stride_, count};
   }
 

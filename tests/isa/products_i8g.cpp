@@ -33,16 +33,34 @@ float expected_at(float c, const Codes& a, int64_t row, const std::vector<int8_t
   return c;
 }
 
-// The `count` last of the rows, or first where a fence stands before them, must have the bits they have alone.
-void in_company(const Kernels& k, const FencedCodes& a, const Fenced<uint8_t>& panel, int64_t columns, int64_t count,
-                const std::vector<float>& before, const std::vector<float>& alone) {
+// What scale_terms() makes of the codes' rows, between fences.
+Fenced<cpu::ScaledGroup> scaled_of(const Kernels& k, const Codes& codes) {
+  std::vector<cpu::ScaledGroup> all(codes.rows * codes.groups_stride);
+  for (int64_t m = 0; m < codes.rows; ++m) {
+    const int64_t at = m * codes.groups_stride;
+    k.scale_terms(&all[at], &codes.scales[at], &codes.sums[at], codes.groups);
+  }
+  return Fenced<cpu::ScaledGroup>(all);
+}
+
+// The `count` last of the rows, or first where a fence stands before them, must have the bits they have alone, whether
+// their scales are multiplied or (scaled) added.
+void in_company(const Kernels& k, const FencedCodes& a, const cpu::ScaledGroup* scaled, const Fenced<uint8_t>& panel,
+                int64_t columns, int64_t count, const std::vector<float>& before, const std::vector<float>& alone) {
   const int64_t first = g_fence == Fence::after ? kMostRows - count : 0;
   Fenced<float> c(count * kPanel);
+  cpu::QuantizedRows rows = a.rows(first, count);
+  if (scaled) rows.scaled = scaled + first * rows.groups_stride;
   std::memcpy(c.data(), &before[first * kPanel], count * kPanel * 4);
-  k.panel_product_i8g(c, a.rows(first, count), reinterpret_cast<const char*>(panel.data()), columns);
+  k.panel_product_i8g(c, rows, reinterpret_cast<const char*>(panel.data()), columns);
   for (int64_t e = 0; e < count * kPanel; ++e)
-    EXPECT(same_bits(c[e], alone[first * kPanel + e]), "%ld columns, row %ld of %ld: %a, alone %a", long(columns),
-           long(e / kPanel), long(count), c[e], alone[first * kPanel + e]);
+    EXPECT(same_bits(c[e], alone[first * kPanel + e]), "%ld columns, row %ld of %ld%s: %a, alone %a", long(columns),
+           long(e / kPanel), long(count), scaled ? ", scales added" : "", c[e], alone[first * kPanel + e]);
+}
+
+// A scale as quantize_fine() makes it: 5 bits of mantissa.
+float five_bits(Numbers& numbers, int exponent) {
+  return std::ldexp(static_cast<float>(16 + numbers.below(16)), exponent - 4);
 }
 
 }  // namespace
@@ -52,18 +70,28 @@ void test_products_i8g(const Kernels& k) {
   const bool fused = std::string("portable") != k.name;
   // Past 1024 and 2048 columns a kernel's blocks of columns end.
   for (int64_t columns : {1, 3, 4, 5, 31, 32, 33, 38, 63, 64, 100, 127, 260, 1024, 1029, 2087})
-    for (int kind = 0; kind < 4; ++kind) {  // integers, integers of the largest magnitude, floats, a NaN in some rows
+    for (int kind = 0; kind < 6; ++kind) {
+      // integers, integers of the largest magnitude, floats, a NaN in some rows; scales that cannot be added, of some
+      // activations or weights
       if (columns > 260 && kind == 0) continue;
       Codes codes(kMostRows, columns, numbers, kind == 1, cpu::kQuad, kGroup, columns % 2 ? 0 : 40);
       const std::vector<int8_t> w = codes_of_weights(columns, -127, 127, numbers, kind == 1);
       std::vector<float> scales(codes.groups * kPanel, 1.0f), before(kMostRows * kPanel, 0.0f);
       if (kind >= 2) {
         for (float& s : scales) s = static_cast<float>(rounded(numbers.uniform(0.001f, 0.1f), DType::bf16));
-        scales[numbers.below(codes.groups * kPanel)] = 0.0f;
         before = numbers.floats(kMostRows * kPanel);
-        codes.draw_scales(numbers);
-        codes.scales[numbers.below(kMostRows) * codes.groups_stride] = 0.0f;
+        for (int64_t m = 0; m < kMostRows; ++m)
+          for (int64_t g = 0; g < codes.groups; ++g)
+            codes.scales[m * codes.groups_stride + g] = five_bits(numbers, static_cast<int>(numbers.below(14)) - 12);
       }
+      if (kind == 4)
+        for (float scale : {0.0f, five_bits(numbers, -60), five_bits(numbers, -59), five_bits(numbers, 59),
+                            five_bits(numbers, 60), five_bits(numbers, -120)})
+          codes.scales[numbers.below(kMostRows) * codes.groups_stride + numbers.below(codes.groups)] = scale;
+      if (kind == 5)
+        for (float scale : {0.0f, std::ldexp(1.0f, -59), std::ldexp(1.0f, -60), std::ldexp(1.0f, 60), 1e-40f})
+          if (numbers.below(2))
+            scales[numbers.below(codes.groups * kPanel)] = static_cast<float>(rounded(scale, DType::bf16));
       if (kind == 3)
         for (int64_t m = 0; m < kMostRows; m += 5)
           codes.scales[m * codes.groups_stride + numbers.below(codes.groups)] = kNan;
@@ -83,10 +111,15 @@ void test_products_i8g(const Kernels& k) {
                  kind, c[j]);
         }
       }
-      if (columns <= 260 || kind == 2)
-        for (int64_t count = 1; count <= kMostRows; ++count) in_company(k, a, panel, columns, count, before, alone);
-      else
-        for (int64_t count : kRows) in_company(k, a, panel, columns, count, before, alone);
+      auto company = [&](const cpu::ScaledGroup* scaled) {
+        if (columns <= 260 || kind == 2 || kind == 5)
+          for (int64_t count = 1; count <= kMostRows; ++count)
+            in_company(k, a, scaled, panel, columns, count, before, alone);
+        else
+          for (int64_t count : kRows) in_company(k, a, scaled, panel, columns, count, before, alone);
+      };
+      company(nullptr);
+      if (k.scale_terms) company(scaled_of(k, codes));
     }
 }
 

@@ -7,6 +7,7 @@
 #include "quantize_i4.h"
 #include "quantize_i8.h"
 #include "rows.h"
+#include "scale_terms.h"
 #include "table.h"
 
 #define CODEGEN_FAST_STRING_(x) #x
@@ -23,6 +24,7 @@ const Kernels& CODEGEN_FAST_JOIN(kernels_, CODEGEN_FAST_ISA)() {
       .layer_norm = layer_norm,
       .quantize = quantize,
       .quantize_fine = quantize_fine,
+      .scale_terms = kAddsScales ? scale_terms : nullptr,
       .bias_gelu = bias_gelu,
       .rotate = rotate,
       .exponentials = exponentials,

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "products_i8.h"
+#include "scale_terms.h"
 
 namespace codegen_fast::cpu::CODEGEN_FAST_ISA {
 
@@ -26,6 +27,13 @@ constexpr int64_t kBlockBytesI8g = kColumnBlockI8g / kFineGroup * kGroupBytesI8g
 
 // Which lines a tile asks for: those a little ahead, or of the next block those of even or odd quads.
 enum class Ask { ahead, next_even, next_odd, none };
+template <Ask A>
+constexpr std::integral_constant<Ask, A> asking{};
+
+// Of the groups of a tile, one may be:
+enum class Place { first, within, behind_last };
+template <Place P>
+constexpr std::integral_constant<Place, P> at{};
 
 template <int Rows, Ask What>
 static inline void int8_groups_tile(float* c, const QuantizedRows& rows, int64_t first_row, const char* panel,
@@ -70,18 +78,83 @@ static inline void int8_groups_tile(float* c, const QuantizedRows& rows, int64_t
     for (int j = 0; j < kVectors; ++j) store(c + m * kPanel + j * kWidth, totals[m][j]);
 }
 
+// The same with added scales, of whole groups. While a group's dot products are made, the sums of the group
+// before are scaled and added, so that no pipe waits; totals rest in c.
+template <int Rows, Ask What>
+static inline void int8_groups_tile_added(float* c, const QuantizedRows& rows, int64_t first_row, const char* panel,
+                                          int64_t first_column, int64_t groups) {
+  constexpr int quads = kFineGroup / kQuad;
+  static_assert(Rows <= quads);
+  constexpr int64_t even = What == Ask::next_even ? kBlockBytesI8g : 0, odd = What == Ask::next_odd ? kBlockBytesI8g : 0;
+  const int8_t* q = rows.q + first_row * rows.q_stride + first_column;
+  const ScaledGroup* scaled_groups = rows.scaled + first_row * rows.groups_stride + first_column / kFineGroup;
+  const int64_t q_stride = rows.q_stride, groups_stride = rows.groups_stride;
+
+  // The next group's sums. `before`, those of the group before it, go into c meanwhile, unless this is the first group.
+  auto group = [&](ireg (&sums)[Rows][kVectors], const ireg (&before)[Rows][kVectors], auto place) {
+    constexpr bool dots = place != Place::behind_last, finish = place != Place::first;
+    vreg scales[kVectors];
+    if constexpr (finish)
+      for (int j = 0; j < kVectors; ++j)
+        scales[j] = load(reinterpret_cast<const bfloat*>(panel - kGroupBytesI8g) + j * kWidth);
+    if constexpr (dots) {
+      if (odd) prefetch_weights(panel + odd);
+      for (int m = 0; m < Rows; ++m)
+        for (int j = 0; j < kVectors; ++j) sums[m][j] = ireg{} + scaled_groups[m * groups_stride].start;
+    }
+    const int8_t* w = reinterpret_cast<const int8_t*>(panel) + kPanel * sizeof(bfloat);
+#pragma GCC unroll 16
+    for (int i = 0; i < quads; ++i) {
+      if constexpr (dots) add_quad<Rows>(sums, q + i * kQuad, q_stride, w + i * kPanel * kQuad, i % 2 ? odd : even);
+      if constexpr (finish)
+        if (i < Rows) {
+          const int32_t* terms = scaled_groups[i * groups_stride - 1].terms;
+          float* totals = c + i * kPanel;
+          asm volatile("" : "+r"(totals));  // they are read now and not before: the sums want the registers
+#pragma GCC unroll 8
+          for (int j = 0; j < kVectors; ++j) {
+            float* total = totals + j * kWidth;
+            store(total, fma(__builtin_convertvector(before[i][j], vreg), scaled(scales[j], terms), load(total)));
+          }
+        }
+    }
+    panel += kGroupBytesI8g, q += kFineGroup, ++scaled_groups;
+  };
+  ireg a[Rows][kVectors], b[Rows][kVectors];
+  group(a, a, at<Place::first>);
+  for (int64_t left = groups - 1;; left -= 2) {
+    if (left == 0) return group(b, a, at<Place::behind_last>);
+    group(b, a, at<Place::within>);
+    if (left == 1) return group(a, b, at<Place::behind_last>);
+    group(a, b, at<Place::within>);
+  }
+}
+
 // Rows in tiles of at most Most.
 template <int Most>
 static void product_i8g_in_tiles(float* c, const QuantizedRows& rows, const char* panel, int64_t k) {
   for (int64_t column = 0; column < k; column += kColumnBlockI8g, panel += kBlockBytesI8g) {
     const int64_t columns = k - column < kColumnBlockI8g ? k - column : kColumnBlockI8g;
+    const int64_t whole = columns / kFineGroup;
+    const bool adds = kAddsScales && rows.scaled && whole > 0 && weights_add(panel, whole, kGroupBytesI8g);
     int tile = 0;
     for_tiles<Most>(rows.count, [&](int64_t m, auto height) {
-      float* of = c + m * kPanel;
+      auto multiply = [&](auto ask) {
+        float* of = c + m * kPanel;
+        int64_t done = 0;
+        if constexpr (kAddsScales)
+          if (adds && rows_add(rows, m, height)) {
+            int8_groups_tile_added<height, ask>(of, rows, m, panel, column, whole);
+            done = whole;
+          }
+        if (done * kFineGroup < columns)
+          int8_groups_tile<height, ask>(of, rows, m, panel + done * kGroupBytesI8g, column + done * kFineGroup,
+                                        columns - done * kFineGroup);
+      };
       switch (tile++) {
-        case 0: return int8_groups_tile<height, Ask::next_even>(of, rows, m, panel, column, columns);
-        case 1: return int8_groups_tile<height, Ask::next_odd>(of, rows, m, panel, column, columns);
-        default: return int8_groups_tile<height, Ask::none>(of, rows, m, panel, column, columns);
+        case 0: return multiply(asking<Ask::next_even>);
+        case 1: return multiply(asking<Ask::next_odd>);
+        default: return multiply(asking<Ask::none>);
       }
     });
   }

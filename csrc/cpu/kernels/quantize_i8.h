@@ -165,7 +165,9 @@ static void quantize_fine(int8_t* q, float* scales, int32_t* sums, float* offset
     vreg lowest{}, highest{};
     std::memcpy(&lowest, scales + g, held * 4);
     std::memcpy(&highest, high_at(g), held * 4);
-    const vreg amax = max(highest - middle, middle - lowest), inverse = 127.0f / amax, scale = amax / 127.0f;
+    const vreg amax = max(highest - middle, middle - lowest);
+    const vreg scale = reinterpret_cast<vreg>((reinterpret_cast<ireg>(amax / 127.0f) + 0x7ffff) & ~0x7ffff);  // scale_terms.h
+    const vreg inverse = 1.0f / scale;
     std::memcpy(scales + g, &scale, held * 4);
     // Groups that are as good as zero, or too large for a float once the middle is taken away, get codes of 0.
     const uint32_t coded = lane_mask((inverse > 0.0f) & (inverse <= kLargestFloat));

@@ -31,8 +31,8 @@ template <> inline half from_float<half>(float x) {
 }
 
 static inline vreg load(const bfloat* p) {
-  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  return reinterpret_cast<vreg>(_mm512_slli_epi32(wide, 16));
+  const __m512i wide = _mm512_maskz_cvtepu16_epi32(kAll, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return reinterpret_cast<vreg>(_mm512_maskz_slli_epi32(kAll, wide, 16));
 }
 static inline vreg load(const half* p) {
   return reinterpret_cast<vreg>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));

@@ -35,11 +35,18 @@ struct AttentionSplit {
   int64_t page_elements, head, first_count, queries;
 };
 
+// A group of a row of activations, as products of many rows want it that add up a scale's powers of two (scale_terms.h).
+struct ScaledGroup {
+  int32_t terms[3];
+  int32_t start;  // what a sum of products with the group's codes begins with
+};
+
 // Rows of activations as quantize() leaves them, of one segment; groups_stride groups lie between two rows.
 struct QuantizedRows {
   const int8_t* q;
   const float* scales;
   const int32_t* sums;
+  const ScaledGroup* scaled;  // of scale_terms(), or null
   int64_t q_stride, groups_stride;
   int64_t count;
 };
@@ -56,6 +63,9 @@ struct Kernels {
   // The same for weights of int8 in groups: q[round4(n)], scales[groups], sums[groups] and offset[1] of a segment,
   // groups = ceil(n / kFineGroup), as quantize_activations in ops.h says; sums may be null.
   void (*quantize_fine)(int8_t* q, float* scales, int32_t* sums, float* offset, const float* x, int64_t n);
+  // Of a segment of n groups that quantize_fine() has left, what panel_product_i8g() reads beside for many rows. Null
+  // where it reads nothing.
+  void (*scale_terms)(ScaledGroup* to, const float* scales, const int32_t* sums, int64_t n);
   // out[n] = gelu_new(x[n] + bias[n])
   void (*bias_gelu)(float* out, const float* x, const float* bias, int64_t n);
   // pairs (2i, 2i+1) of x[2n] turned by the angles whose cosines and sines are given
@@ -81,8 +91,8 @@ struct Kernels {
   // Exact int32 sums in groups of kGroup columns; groups are scaled and summed in float in their order.
   void (*panel_product_i8)(float* c, const QuantizedRows& rows, const int8_t* panel, const float* scales, int64_t k);
   // panel of i8 in groups: for every kFineGroup columns scales[kPanel] bfloat16, then quads as above; rows from
-  // quantize_fine(). Exact int32 sums of a group, each times (weight's scale * activation's scale), summed in float in
-  // their order.
+  // quantize_fine(), scaled or not. Exact int32 sums of a group, each times (weight's scale * activation's scale), summed
+  // in float in their order.
   void (*panel_product_i8g)(float* c, const QuantizedRows& rows, const char* panel, int64_t k);
   // panel of i4: for every group of `group` columns (the last may be shorter) scales[kPanel] bfloat16, then
   // [ceil(columns / kPair)][kPanel][kQuad] bytes: q + 8 of a column in the low half, of kQuad columns on in the high.
