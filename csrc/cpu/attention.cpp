@@ -15,12 +15,8 @@ namespace {
 
 constexpr int64_t kMaxSpread = 256;  // (token, head) pairs up to which splits may be spread
 
-struct Running {
-  float max = -INFINITY, sum = 0.0f;
-};
-
 // (state, total) takes in one more split.
-void merge(Running& state, float* total, AttentionPartial part, const float* values, int64_t head_dim) {
+void merge(AttentionPartial& state, float* total, AttentionPartial part, const float* values, int64_t head_dim) {
   const float m = part.max > state.max ? part.max : state.max;
   // exp(-infinity - -infinity) is NaN: a side that weighs nothing is left out.
   const float keep = state.sum == 0.0f ? 0.0f : std::exp(state.max - m);
@@ -69,7 +65,7 @@ void attention(TensorView& act, const TensorView& q, const KVCache& cache, int64
               places[t].position + 1 - first, n},
              cache.pages.data, cache.pages.dtype, head_dim);
   };
-  auto finish = [&](int64_t t, int64_t head, const Running& state, const float* total) {
+  auto finish = [&](int64_t t, int64_t head, const AttentionPartial& state, const float* total) {
     float* out = act.as<float>() + t * act.strides[0] + head * head_dim;
     for (int64_t i = 0; i < head_dim; ++i) out[i] = total[i] / state.sum;
   };
@@ -91,12 +87,13 @@ void attention(TensorView& act, const TensorView& q, const KVCache& cache, int64
       }
     });
     for (int64_t i = 0; i < pairs; ++i) {
-      Running state;
+      const float* at = partials + i * splits * stride;
+      AttentionPartial state{at[0], at[1]};
       float total[kMaxHeadDim];
-      std::memset(total, 0, head_dim * sizeof(float));
+      std::memcpy(total, at + 2, head_dim * sizeof(float));
       const int64_t t = i / n_head;
-      for (int64_t s = 0; s < splits_of(places[t].position + 1); ++s) {
-        const float* at = partials + (i * splits + s) * stride;
+      for (int64_t s = 1; s < splits_of(places[t].position + 1); ++s) {
+        at += stride;
         merge(state, total, {at[0], at[1]}, at + 2, head_dim);
       }
       finish(t, i % n_head, state, total);
@@ -106,13 +103,12 @@ void attention(TensorView& act, const TensorView& q, const KVCache& cache, int64
 
   // Tokens t .. t + n of one sequence and one head, all splits. Later tokens see splits that the first does not.
   auto together = [&](int64_t t, int64_t n, int64_t head) {
-    Running states[kQueries];
+    AttentionPartial states[kQueries], parts[kQueries];
     float totals[kQueries * kMaxHeadDim], values[kQueries * kMaxHeadDim];
-    std::memset(totals, 0, n * head_dim * sizeof(float));
-    for (int64_t s = 0; s < splits_of(places[t + n - 1].position + 1); ++s) {
+    attend(t, n, head, 0, totals, states);
+    for (int64_t s = 1; s < splits_of(places[t + n - 1].position + 1); ++s) {
       int64_t from = 0;
       while (s >= splits_of(places[t + from].position + 1)) ++from;
-      AttentionPartial parts[kQueries];
       attend(t + from, n - from, head, s, values, parts);
       for (int64_t m = from; m < n; ++m)
         merge(states[m], totals + m * head_dim, parts[m - from], values + (m - from) * head_dim, head_dim);

@@ -49,7 +49,7 @@ void input_product(TensorView& q_out, TensorView& act, KVCache& cache, const Ten
       }
       const TokenPlace at = places[t];
       float values[kPanel];
-      std::memcpy(values, c, tile.count * sizeof(float));
+      std::memcpy(values, c, sizeof values);  // a row of c is whole, whatever the tile's count
       if (tile.section < 2) {  // q and k turn; a panel may hold pieces of several heads
         const float* cosines = rotary.as<float>() + at.position * rotary_dim;
         for (int64_t r = 0; r < tile.count;) {

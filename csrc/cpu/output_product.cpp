@@ -21,12 +21,9 @@ void output_product(TensorView& x, const TensorView& act, const PackedWeight& w_
   const ProductRows rows = prepare_rows([&](int64_t t) { return act.as<float>() + t * act.strides[0]; }, tokens,
                                         act.strides[0], nullptr, w_out, scratch);
   multiply(w_out, all_panels(w_out), rows, [&](const Tile& tile) {
-    const float* bias = bias_out.as<float>() + tile.first_row;
-    for (int64_t i = 0; i < tile.tokens; ++i) {
-      float* out = x.as<float>() + (tile.first_token + i) * x.strides[0] + tile.first_row;
-      const float* c = tile.c + i * kPanel;
-      for (int64_t j = 0; j < tile.count; ++j) out[j] += c[j] + bias[j];
-    }
+    for (int64_t i = 0; i < tile.tokens; ++i)
+      kernels().add_bias(x.as<float>() + (tile.first_token + i) * x.strides[0] + tile.first_row, tile.c + i * kPanel,
+                         bias_out.as<float>() + tile.first_row, tile.count);
   });
 }
 

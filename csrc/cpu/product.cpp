@@ -60,31 +60,14 @@ void quantize_row(const float* x, int64_t t, const PackedWeight& w, const Produc
   }
 }
 
-namespace {
-
-// c (n, kPanel) of a panel and rows t .. t + n before the product: what the rows' offsets contribute, or 0. row_sums
-// (segments, kPanel) lie stride apart, null without offsets.
-void begin_sums(float* c, const float* row_sums, int64_t stride, const ProductRows& rows, int64_t segments, int64_t t,
-                int64_t n) {
-  if (!row_sums) {
-    std::fill_n(c, n * kPanel, 0.0f);
-    return;
-  }
-  const float* offsets = rows.offsets + t * segments;
-  for (int64_t i = 0; i < n; ++i, c += kPanel, offsets += segments) {
-    for (int64_t lane = 0; lane < kPanel; ++lane) c[lane] = offsets[0] * row_sums[lane];
-    for (int64_t s = 1; s < segments; ++s)
-      for (int64_t lane = 0; lane < kPanel; ++lane) c[lane] += offsets[s] * row_sums[s * stride + lane];
-  }
-}
-
-}  // namespace
-
 void multiply_panel(float* c, const PackedWeight& w, int64_t p, const ProductRows& rows, int64_t t, int64_t n) {
   const Kernels& k = kernels();
   const int64_t panels = num_panels(w);
   const char* panel = w.data.as<char>() + p * panel_bytes(w);
-  begin_sums(c, is_fine(w) ? w.scales.as<float>() + p * kPanel : nullptr, panels * kPanel, rows, w.num_segments, t, n);
+  if (is_fine(w))
+    k.begin_i8g(c, rows.offsets + t * w.num_segments, w.scales.as<float>() + p * kPanel, panels * kPanel, w.num_segments, n);
+  else
+    std::fill_n(c, n * kPanel, 0.0f);
   int64_t x_column = 0, group = 0;
   for (int s = 0; s < w.num_segments; ++s) {
     const int64_t columns = w.segment_cols[s];

@@ -58,6 +58,23 @@ void in_company(const Kernels& k, const FencedCodes& a, const cpu::ScaledGroup* 
            long(e / kPanel), long(count), scaled ? ", scales added" : "", c[e], alone[first * kPanel + e]);
 }
 
+void begin(const Kernels& k, Numbers& numbers) {
+  for (int64_t segments : {1, 2})
+    for (int64_t rows : {1, 3, 72}) {
+      const int64_t stride = 3 * kPanel;
+      const Fenced<float> offsets(numbers.floats(rows * segments)), sums(numbers.floats((segments - 1) * stride + kPanel));
+      Fenced<float> c(rows * kPanel);
+      k.begin_i8g(c, offsets, sums, stride, segments, rows);
+      for (int64_t m = 0; m < rows; ++m)
+        for (int64_t j = 0; j < kPanel; ++j) {
+          float expected = offsets[m * segments] * sums[j];
+          for (int64_t s = 1; s < segments; ++s) expected = expected + offsets[m * segments + s] * sums[s * stride + j];
+          EXPECT(same_bits(c[m * kPanel + j], expected), "begin, row %ld of %ld, lane %ld: %a, expected %a", long(m),
+                 long(rows), long(j), c[m * kPanel + j], expected);
+        }
+    }
+}
+
 // A scale as quantize_fine() makes it: 5 bits of mantissa.
 float five_bits(Numbers& numbers, int exponent) {
   return std::ldexp(static_cast<float>(16 + numbers.below(16)), exponent - 4);
@@ -67,6 +84,7 @@ float five_bits(Numbers& numbers, int exponent) {
 
 void test_products_i8g(const Kernels& k) {
   Numbers numbers(15);
+  begin(k, numbers);
   const bool fused = std::string("portable") != k.name;
   // Past 1024 and 2048 columns a kernel's blocks of columns end.
   for (int64_t columns : {1, 3, 4, 5, 31, 32, 33, 38, 63, 64, 100, 127, 260, 1024, 1029, 2087})

@@ -71,6 +71,13 @@ void functions(const Kernels& k) {
       else EXPECT(std::fabs(out[i] - expected) <= bound, "gelu(%g) = %a, expected %a +- %g", v, out[i], expected, bound);
     }
 
+    const std::vector<float> rest = numbers.floats(n);
+    Fenced<float> sum(n);
+    std::memcpy(sum.data(), rest.data(), n * sizeof(float));
+    k.add_bias(sum, y, b, n);
+    for (int64_t i = 0; i < n; ++i)
+      EXPECT(same_bits(sum[i], rest[i] + (y[i] + b[i])), "add_bias, n %ld, %ld: %a", long(n), long(i), sum[i]);
+
     const std::vector<float> pairs = numbers.floats(2 * n), cosines = numbers.floats(n), sines = numbers.floats(n);
     const Fenced<float> c(cosines), s(sines);
     Fenced<float> turned(2 * n);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "products.h"
+#include "rows.h"
 #include "simd.h"
 #include "table.h"
 
@@ -18,10 +19,15 @@ static void append_typed(T* page, const float* key, const float* value, int64_t 
     const int64_t n = count - i < head_dim - dim ? count - i : head_dim - dim;
     T* keys = page + head * 2 * kPage * head_dim + dim * kPage + slot;
     T* values = page + head * 2 * kPage * head_dim + kPage * head_dim + slot * head_dim + dim;
-    if (key)
-      for (int64_t r = 0; r < n; ++r) keys[r * kPage] = from_float<T>(key[i + r]);
-    if (value)
-      for (int64_t r = 0; r < n; ++r) values[r] = from_float<T>(value[i + r]);
+    if (key) {
+      T narrow_key[kPanel];
+      for (int64_t r = 0; r < n; r += kPanel) {
+        const int64_t some = n - r < kPanel ? n - r : int64_t{kPanel};
+        narrow<T>(narrow_key, key + i + r, some);
+        for (int64_t b = 0; b < some; ++b) keys[(r + b) * kPage] = narrow_key[b];
+      }
+    }
+    if (value) narrow<T>(values, value + i, n);
     i += n;
   }
 }

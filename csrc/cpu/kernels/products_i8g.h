@@ -22,7 +22,7 @@ constexpr int kRowTileI8g = 1, kFewRowsI8g = 1;
 constexpr int64_t kGroupBytesI8g = kPanel * (2 + kFineGroup);
 // Columns after which several tiles have had their turn, so that the later ones find the weights in a cache. Meanwhile
 // the first two ask for the next columns, half of the lines each: memory would rest else.
-constexpr int64_t kColumnBlockI8g = 1024;
+constexpr int64_t kColumnBlockI8g = 2048;
 constexpr int64_t kBlockBytesI8g = kColumnBlockI8g / kFineGroup * kGroupBytesI8g;
 
 // Which lines a tile asks for: those a little ahead, or of the next block those of even or odd quads.
@@ -158,6 +158,15 @@ static void product_i8g_in_tiles(float* c, const QuantizedRows& rows, const char
       }
     });
   }
+}
+
+static void begin_i8g(float* c, const float* offsets, const float* row_sums, int64_t stride, int64_t segments, int64_t rows) {
+  for (int64_t m = 0; m < rows; ++m, c += kPanel, offsets += segments)
+    for (int j = 0; j < kVectors; ++j) {
+      vreg sum = set1(offsets[0]) * load(row_sums + j * kWidth);
+      for (int64_t s = 1; s < segments; ++s) sum += set1(offsets[s]) * load(row_sums + s * stride + j * kWidth);
+      store(c + j * kWidth, sum);
+    }
 }
 
 static void panel_product_i8g(float* c, const QuantizedRows& rows, const char* panel, int64_t k) {

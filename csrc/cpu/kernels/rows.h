@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <utility>
 
 #include "simd.h"
 #include "table.h"
@@ -108,8 +109,42 @@ static void bias_gelu(float* out, const float* x, const float* bias, int64_t n) 
   for (; i < n; ++i) out[i] = gelu_new(set1(x[i]) + set1(bias[i]))[0];
 }
 
+static void add_bias(float* out, const float* x, const float* bias, int64_t n) {
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) store(out + i, load(out + i) + (load(x + i) + load(bias + i)));
+  for (; i < n; ++i) out[i] += x[i] + bias[i];
+}
+
+// Every lane of the lower (or upper) half of v, twice.
+template <int Upper, int... I>
+static inline vreg doubled(vreg v, std::integer_sequence<int, I...>) {
+  return __builtin_shuffle(v, ireg{(I / 2 + Upper * kWidth / 2)...});
+}
+
+// Neighbouring lanes change places.
+template <int... I>
+static inline vreg swapped(vreg v, std::integer_sequence<int, I...>) {
+  return __builtin_shuffle(v, ireg{(I ^ 1)...});
+}
+
+template <int... I>
+static inline vreg negative_in_even_lanes(vreg v, std::integer_sequence<int, I...>) {
+  return reinterpret_cast<vreg>(reinterpret_cast<ireg>(v) ^ ireg{(I % 2 ? 0 : INT32_MIN)...});
+}
+
 static void rotate(float* x, const float* cosines, const float* sines, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
+  constexpr std::make_integer_sequence<int, kWidth> lanes;
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) {
+    const vreg c = load(cosines + i), s = load(sines + i);
+    auto turn = [&](float* at, vreg c, vreg s) {
+      const vreg v = load(at);
+      store(at, v * c + swapped(v, lanes) * negative_in_even_lanes(s, lanes));
+    };
+    turn(x + 2 * i, doubled<0>(c, lanes), doubled<0>(s, lanes));
+    turn(x + 2 * i + kWidth, doubled<1>(c, lanes), doubled<1>(s, lanes));
+  }
+  for (; i < n; ++i) {
     const float even = x[2 * i], odd = x[2 * i + 1];
     x[2 * i] = even * cosines[i] - odd * sines[i];
     x[2 * i + 1] = odd * cosines[i] + even * sines[i];

@@ -10,6 +10,8 @@
 //                    NaN in either argument, or zeros: b (the second), as x86 has it. GCC compares and blends otherwise
 //   nearest(y)       the nearest integer, half to even; for |y| below 2^21
 //   off_nearest(y)   y - nearest(y), without its rounding error; the sign of a zero may differ
+//   times_two_to(p, n)
+//                    p * 2^n for whole n from -126 to 128 and p about 1 (AVX-512 alone has an instruction for it)
 //   load(p), store(p, v), to_float(x), from_float<half>(x)
 //                    half and bfloat; conversions round to nearest even
 //   lane_mask(v)     a bit a lane of a comparison's result, lane 0 the lowest
@@ -28,6 +30,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #ifndef CODEGEN_FAST_ISA
 #error "compile kernels/ with -DCODEGEN_FAST_ISA=<name>"
@@ -97,29 +100,43 @@ static inline void store(bfloat* p, vreg v) {
 
 namespace codegen_fast::cpu::CODEGEN_FAST_ISA {
 
-// Sums lanes in a fixed order (halves onto each other).
-static inline float sum_lanes(vreg v) {
-  float lanes[kWidth];
-  store(lanes, v);
-  for (int n = kWidth / 2; n > 0; n /= 2)
-    for (int i = 0; i < n; ++i) lanes[i] += lanes[i + n];
-  return lanes[0];
+// v with its lanes turned by N places.
+template <int N, int... I>
+static inline vreg turned(vreg v, std::integer_sequence<int, I...>) {
+  return __builtin_shuffle(v, ireg{(I + N) % kWidth...});
 }
 
-static inline float max_lanes(vreg v) {
-  float lanes[kWidth];
-  store(lanes, v);
-  float m = lanes[0];
-  for (int i = 1; i < kWidth; ++i) m = lanes[i] > m ? lanes[i] : m;
-  return m;
+// Lane 0 of what op makes of all lanes, in a fixed order: halves onto each other.
+template <class Op, int N = kWidth / 2>
+static inline float fold_lanes(vreg v, Op op) {
+  if constexpr (N == 0) return v[0];
+  else return fold_lanes<Op, N / 2>(op(v, turned<N>(v, std::make_integer_sequence<int, kWidth>{})), op);
 }
+
+static inline float sum_lanes(vreg v) {
+  return fold_lanes(v, [](vreg a, vreg b) { return a + b; });
+}
+
+// Of lanes without a NaN.
+static inline float max_lanes(vreg v) {
+  return fold_lanes(v, [](vreg a, vreg b) { return max(a, b); });
+}
+
+#if !defined(__AVX512F__)
+static inline vreg times_two_to(vreg p, vreg n) {
+  // In two factors, so that n = 128 does not overflow before the product does.
+  const ireg exponent = __builtin_convertvector(n, ireg), first = exponent >> 1, second = exponent - first;
+  return p * reinterpret_cast<vreg>((first + 127) << 23) * reinterpret_cast<vreg>((second + 127) << 23);
+}
+#endif
 
 // exp(x), relative error below 2 units in the last place; 0 below about -87.3, infinity above about 88.7, NaN for NaN.
 // Cody-Waite reduction by ln 2 in two parts and the degree-5 polynomial of Cephes' expf (Moshier).
 static inline vreg exp(vreg x) {
   const vreg log2e = set1(1.44269504088896341f), ln2_high = set1(0.693359375f), ln2_low = set1(-2.12194440e-4f);
   const vreg magic = set1(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer
-  const vreg clamped = min(max(x, set1(-87.33654f)), set1(89.0f));  // subnormals cost a hundred cycles
+  // Subnormals cost a hundred cycles; a NaN stays one.
+  const vreg clamped = min(set1(89.0f), max(set1(-87.33654f), x));
   const vreg shifted = fma(clamped, log2e, magic);
   const vreg n = shifted - magic;
   vreg r = fma(n, -ln2_high, clamped);
@@ -131,13 +148,7 @@ static inline vreg exp(vreg x) {
   p = fma(p, r, set1(1.6666665459e-1f));
   p = fma(p, r, set1(5.0000001201e-1f));
   p = fma(p, r * r, r) + 1.0f;
-  // 2^n in two factors, so that n = 128 does not overflow before the product does.
-  const ireg exponent = reinterpret_cast<ireg>(shifted) - 0x4B400000;
-  const ireg first = exponent >> 1, second = exponent - first;
-  vreg y = p * reinterpret_cast<vreg>((first + 127) << 23) * reinterpret_cast<vreg>((second + 127) << 23);
-  y = x < -87.33654f ? set1(0.0f) : y;
-  y = x > 88.72283f ? set1(__builtin_inff()) : y;
-  return x == x ? y : x;
+  return x < -87.33654f ? set1(0.0f) : times_two_to(p, n);
 }
 
 }  // namespace codegen_fast::cpu::CODEGEN_FAST_ISA

@@ -25,6 +25,10 @@ static inline vreg off_nearest(vreg y) {
   return reinterpret_cast<vreg>(_mm512_maskz_reduce_ps(kAll, reinterpret_cast<__m512>(y), _MM_FROUND_TO_NEAREST_INT));
 }
 
+static inline vreg times_two_to(vreg p, vreg n) {
+  return reinterpret_cast<vreg>(_mm512_maskz_scalef_ps(kAll, reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(n)));
+}
+
 static inline float to_float(half x) { return _cvtsh_ss(x.bits); }
 template <> inline half from_float<half>(float x) {
   return {static_cast<uint16_t>(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT))};

@@ -68,6 +68,8 @@ struct Kernels {
   void (*scale_terms)(ScaledGroup* to, const float* scales, const int32_t* sums, int64_t n);
   // out[n] = gelu_new(x[n] + bias[n])
   void (*bias_gelu)(float* out, const float* x, const float* bias, int64_t n);
+  // out[n] += x[n] + bias[n]
+  void (*add_bias)(float* out, const float* x, const float* bias, int64_t n);
   // pairs (2i, 2i+1) of x[2n] turned by the angles whose cosines and sines are given
   void (*rotate)(float* x, const float* cosines, const float* sines, int64_t n);
   // out[i] = exp(z[i])
@@ -90,6 +92,9 @@ struct Kernels {
   // panel of i8: [ceil(k / kQuad)][kPanel][kQuad]; rows from quantize(); scales[kPanel] of the panel's rows.
   // Exact int32 sums in groups of kGroup columns; groups are scaled and summed in float in their order.
   void (*panel_product_i8)(float* c, const QuantizedRows& rows, const int8_t* panel, const float* scales, int64_t k);
+  // c[m][kPanel] = what the rows' offsets[m][segments] contribute to it, row_sums[segments][kPanel] of the panel's rows,
+  // which lie stride apart: c begins so where quantize_fine() made the rows.
+  void (*begin_i8g)(float* c, const float* offsets, const float* row_sums, int64_t stride, int64_t segments, int64_t rows);
   // panel of i8 in groups: for every kFineGroup columns scales[kPanel] bfloat16, then quads as above; rows from
   // quantize_fine(), scaled or not. Exact int32 sums of a group, each times (weight's scale * activation's scale), summed
   // in float in their order.
