@@ -9,7 +9,8 @@
 namespace codegen_fast::cpu::CODEGEN_FAST_ISA {
 
 // Rows that share a pass over the weights. Every group's sums end in totals, so both want registers: on AVX-512 tiles of
-// 6 have them and reach 182 GMAC/s a core of Zen 4, where tiles of 8 reach 95 to 173 and of 12 164. Of 5 to 8 rows two
+// 6 have them and reach 182 GMAC/s a core of Zen 4, where tiles of 8 reach 95 to 173 and of 12 164; with scales added, where
+// totals rest in memory and the sums of two groups have the registers, 198. Of 5 to 8 rows two
 // tiles keep pace with memory (8 rows: 38 GB/s of 58), and one does not (6 rows: 26).
 #if defined(__AVX512F__)
 constexpr int kRowTileI8g = 6, kFewRowsI8g = 4;
@@ -108,7 +109,7 @@ static inline void int8_groups_tile_added(float* c, const QuantizedRows& rows, i
       if constexpr (dots) add_quad<Rows>(sums, q + i * kQuad, q_stride, w + i * kPanel * kQuad, i % 2 ? odd : even);
       if constexpr (finish)
         if (i < Rows) {
-          const int32_t* terms = scaled_groups[i * groups_stride - 1].terms;
+          const uint32_t* terms = scaled_groups[i * groups_stride - 1].terms;
           float* totals = c + i * kPanel;
           asm volatile("" : "+r"(totals));  // they are read now and not before: the sums want the registers
 #pragma GCC unroll 8

@@ -20,57 +20,57 @@ constexpr int kMantissaBits = 23;
 // Scales, of weights and of activations, whose exponents are between these: no sum of two leaves the normal numbers. The
 // others are multiplied, 0 among them.
 constexpr int kSmallestExponent = -59, kLargestExponent = 59;
-constexpr int32_t kScaleMultiplied = INT32_MIN;  // the first term of a row of activations that has others
+constexpr uint32_t kScaleMultiplied = 0x80000000;  // the first term of a row of activations that has others
 
-// (16 + m) / 16 = the sum of sign * 2^power.
+// (16 + m) / 16 as the sum of sign * 2^power.
 struct PowerOfTwo {
   int sign, power;
 };
 constexpr PowerOfTwo kPowers[16][3] = {
-    {{1, -1}, {1, -2}, {1, -2}},  // 8 + 4 + 4
-    {{1, -1}, {1, -1}, {1, -4}},  // 8 + 8 + 1
-    {{1, -1}, {1, -1}, {1, -3}},  // 8 + 8 + 2
-    {{1, 0}, {1, -3}, {1, -4}},   // 16 + 2 + 1
-    {{1, 0}, {1, -3}, {1, -3}},   // 16 + 2 + 2
-    {{1, 0}, {1, -2}, {1, -4}},   // 16 + 4 + 1
-    {{1, 0}, {1, -2}, {1, -3}},   // 16 + 4 + 2
-    {{1, 0}, {1, -1}, {-1, -4}},  // 16 + 8 - 1
-    {{1, 0}, {1, -2}, {1, -2}},   // 16 + 4 + 4
-    {{1, 0}, {1, -1}, {1, -4}},   // 16 + 8 + 1
-    {{1, 0}, {1, -1}, {1, -3}},   // 16 + 8 + 2
-    {{1, 1}, {-1, -2}, {-1, -4}},  // 32 - 4 - 1
-    {{1, 0}, {1, -1}, {1, -2}},   // 16 + 8 + 4
-    {{1, 1}, {-1, -3}, {-1, -4}},  // 32 - 2 - 1
-    {{1, 1}, {-1, -4}, {-1, -4}},  // 32 - 1 - 1
-    {{1, 0}, {1, 0}, {-1, -4}},   // 16 + 16 - 1
+    {{1, -1}, {1, -2}, {1, -2}},    // 16 = 8 + 4 + 4
+    {{1, -1}, {1, -1}, {1, -4}},    // 17 = 8 + 8 + 1
+    {{1, -1}, {1, -1}, {1, -3}},    // 18 = 8 + 8 + 2
+    {{1, 0}, {1, -3}, {1, -4}},     // 19 = 16 + 2 + 1
+    {{1, 0}, {1, -3}, {1, -3}},     // 20 = 16 + 2 + 2
+    {{1, 0}, {1, -2}, {1, -4}},     // 21 = 16 + 4 + 1
+    {{1, 0}, {1, -2}, {1, -3}},     // 22 = 16 + 4 + 2
+    {{1, 0}, {1, -1}, {-1, -4}},    // 23 = 16 + 8 - 1
+    {{1, 0}, {1, -2}, {1, -2}},     // 24 = 16 + 4 + 4
+    {{1, 0}, {1, -1}, {1, -4}},     // 25 = 16 + 8 + 1
+    {{1, 0}, {1, -1}, {1, -3}},     // 26 = 16 + 8 + 2
+    {{1, 1}, {-1, -2}, {-1, -4}},   // 27 = 32 - 4 - 1
+    {{1, 0}, {1, -1}, {1, -2}},     // 28 = 16 + 8 + 4
+    {{1, 1}, {-1, -3}, {-1, -4}},   // 29 = 32 - 2 - 1
+    {{1, 1}, {-1, -4}, {-1, -4}},   // 30 = 32 - 1 - 1
+    {{1, 0}, {1, 0}, {-1, -4}},     // 31 = 16 + 16 - 1
 };
 
 // What is added to the bits of a weight's scale, for an activation's scale in [1, 2).
 struct TermsOfMantissa {
-  int32_t terms[16][3];
+  uint32_t terms[16][3];
 };
 constexpr TermsOfMantissa terms_of_mantissas() {
   TermsOfMantissa all{};
   for (int m = 0; m < 16; ++m)
     for (int i = 0; i < 3; ++i) {
       const PowerOfTwo p = kPowers[m][i];
-      const uint32_t exponent = static_cast<uint32_t>(p.power) << kMantissaBits;
-      all.terms[m][i] = static_cast<int32_t>(exponent + (p.sign < 0 ? 0x80000000u : 0u));
+      all.terms[m][i] = (static_cast<uint32_t>(p.power) << kMantissaBits) + (p.sign < 0 ? 0x80000000u : 0u);
     }
   return all;
 }
 inline constexpr TermsOfMantissa kTerms = terms_of_mantissas();
 
-constexpr int32_t kSmallestBits = (127 + kSmallestExponent) << kMantissaBits;
-constexpr int32_t kEndBits = (127 + kLargestExponent + 1) << kMantissaBits;
+constexpr uint32_t kOneBits = 127u << kMantissaBits;
+constexpr uint32_t kSmallestBits = kOneBits + (static_cast<uint32_t>(kSmallestExponent) << kMantissaBits);
+constexpr uint32_t kEndBits = kOneBits + (static_cast<uint32_t>(kLargestExponent + 1) << kMantissaBits);
 
 static void scale_terms(ScaledGroup* to, const float* scales, const int32_t* sums, int64_t n) {
   bool all = true;
   for (int64_t g = 0; g < n; ++g) {
-    const int32_t bits = static_cast<int32_t>(float_to_bits(scales[g]));
+    const uint32_t bits = float_to_bits(scales[g]);
     all &= bits >= kSmallestBits && bits < kEndBits;
-    const int32_t* terms = kTerms.terms[bits >> (kMantissaBits - 4) & 15];
-    for (int i = 0; i < 3; ++i) to[g].terms[i] = terms[i] + (bits & 0x7f800000) - 0x3f800000;
+    const uint32_t* terms = kTerms.terms[bits >> (kMantissaBits - 4) & 15];
+    for (int i = 0; i < 3; ++i) to[g].terms[i] = terms[i] + (bits >> kMantissaBits << kMantissaBits) - kOneBits;
     to[g].start = -kQuadOffset * sums[g];
   }
   if (!all) to->terms[0] = kScaleMultiplied;
@@ -98,8 +98,9 @@ static inline bool weights_add(const char* panel, int64_t groups, int64_t bytes)
 }
 
 // weight_scale times the activation's scale.
-static inline vreg scaled(vreg weight_scale, const int32_t* terms) {
-  const ireg bits = reinterpret_cast<ireg>(weight_scale);
+static inline vreg scaled(vreg weight_scale, const uint32_t* terms) {
+  typedef uint32_t ureg __attribute__((vector_size(4 * kWidth)));
+  const ureg bits = reinterpret_cast<ureg>(weight_scale);
   return reinterpret_cast<vreg>(bits + terms[0]) + reinterpret_cast<vreg>(bits + terms[1]) +
          reinterpret_cast<vreg>(bits + terms[2]);
 }

@@ -37,7 +37,7 @@ struct AttentionSplit {
 
 // A group of a row of activations, as products of many rows want it that add up a scale's powers of two (scale_terms.h).
 struct ScaledGroup {
-  int32_t terms[3];
+  uint32_t terms[3];
   int32_t start;  // what a sum of products with the group's codes begins with
 };
 
