@@ -17,13 +17,14 @@ void output_product(TensorView& x, const TensorView& act, const PackedWeight& w_
   if (tokens == 0) return;
 
   // product and epilogue
+  const Kernels& k = kernels();
   const ProductScratch scratch(workspace, tokens, w_out, false);
   const ProductRows rows = prepare_rows([&](int64_t t) { return act.as<float>() + t * act.strides[0]; }, tokens,
                                         act.strides[0], nullptr, w_out, scratch);
   multiply(w_out, all_panels(w_out), rows, [&](const Tile& tile) {
     for (int64_t i = 0; i < tile.tokens; ++i)
-      kernels().add_bias(x.as<float>() + (tile.first_token + i) * x.strides[0] + tile.first_row, tile.c + i * kPanel,
-                         bias_out.as<float>() + tile.first_row, tile.count);
+      k.add_bias(x.as<float>() + (tile.first_token + i) * x.strides[0] + tile.first_row, tile.c + i * kPanel,
+                 bias_out.as<float>() + tile.first_row, tile.count);
   });
 }
 

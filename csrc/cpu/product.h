@@ -55,7 +55,8 @@ void quantize_row(const float* x, int64_t t, const PackedWeight& w, const Produc
 inline ProductRows quantized_rows(int64_t rows, const PackedWeight& w, const ProductScratch& scratch) {
   ProductRows r;
   r.count = rows;
-  r.quantized = {scratch.q, scratch.q_scales, scratch.q_sums, scratch.scaled, ProductScratch::q_stride(w), num_groups(w), rows};
+  r.quantized = {scratch.q, scratch.q_scales, scratch.q_sums, scratch.scaled, ProductScratch::q_stride(w),
+                 num_groups(w), rows};
   r.offsets = scratch.offsets;
   return r;
 }

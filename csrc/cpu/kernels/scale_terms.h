@@ -1,8 +1,8 @@
 // Scales by additions. On AVX-512 the exact dot products of int8 and every multiplication of floats want the same two of
 // four pipes; adding integers and floats they leave to the others. An activation's scale has 5 bits of mantissa, so that it
 // is a sum of three powers of two, with signs: a weight's scale times it is the sum of three numbers whose exponents,
-// and signs, were added to as integers. Exact, so the bits are those of the multiplication. Of 96 dot products, 12 times
-// (scale * scale, fused multiply-add) Zen 4 takes 120 cycles with multiplications, 109 so.
+// and signs, were added to as integers. Exact, so the bits are those of the multiplication. A loop of nothing but 96 dot
+// products and 12 times (scale * scale, fused multiply-add) takes Zen 4 120 cycles with multiplications, 109 so.
 #pragma once
 
 #include "simd.h"
