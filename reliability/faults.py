@@ -50,6 +50,7 @@ TRIALS: dict[str, Trial] = {
     "callbacks raise": Trial(callbacks.raising, 200, 25),
     "a logits processor returns NaN": Trial(callbacks.nan_logits, 100, 10),
     "Ctrl-C": Trial(interruptions.ctrl_c, 200, 20),
+    "Ctrl-C everywhere": Trial(interruptions.everywhere, 2000, 15),
     "threads at once": Trial(threads.at_once, 8, 1),
     "fork after load": Trial(threads.fork, 20, 2),
     "weights in a file are NaN or infinite": Trial(values.in_files, 18, 6),
@@ -67,7 +68,6 @@ def run(subject: Subject, name: str, times: int, again: int) -> dict[str, Any]:
     the trial itself."""
     trial, outcome, failed, begin = TRIALS[name], None, None, time.monotonic()
     used = [_used_mb()]
-    faulthandler.dump_traceback_later(_SECONDS, exit=True)
     try:
         for count in (times, again):
             if count:
@@ -76,8 +76,6 @@ def run(subject: Subject, name: str, times: int, again: int) -> dict[str, Any]:
                 used.append(_used_mb())
     except AssertionError as error:
         failed = str(error) or repr(error)
-    finally:
-        faulthandler.cancel_dump_traceback_later()
     growth = [{kind: after[kind] - before[kind] for kind in after} for before, after in zip(used, used[1:])]
     if len(growth) == 2:
         for kind, most in ALLOWED_MB.items():
@@ -141,7 +139,9 @@ def main() -> None:
         found |= {"huggingface_hub": version("huggingface_hub"), "allowed_mb": ALLOWED_MB, "trials": []}
         for name in tqdm([name for name in TRIALS if arguments.only in name]):
             trial = TRIALS[name]
+            faulthandler.dump_traceback_later(_SECONDS, exit=True)  # in the tests pytest does so
             result = run(subject, name, *((trial.short, trial.short) if arguments.short else (trial.times, trial.again)))
+            faulthandler.cancel_dump_traceback_later()
             found["trials"].append(result)
             tqdm.write(f"{name}: {result['failed'] or 'as it must'} ({result['seconds']:.0f} s)")
         found["checked"] = subject.checked

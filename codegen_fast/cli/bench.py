@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
-from tqdm import tqdm
 
 from ..auto import AutoModelForCausalLM
 from ..generation.streaming import TokenStream
 from ..machine import Machine, read_bandwidth, this_machine
 from ..memory import cache_bytes
 from ..model import CodeGenForCausalLM
+from ..progress import ProgressBar
 from .figures import cache_size, count, duration, rate, size
 from .models import DEMO, locate, read_config
 from .options import UsageError
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
                                                  device=arguments.device)
     loaded = time.perf_counter() - begin
     machine = this_machine()
-    with tqdm(total=4 + len(BATCHES), desc="Measuring", leave=False) as bar:
+    with ProgressBar(total=4 + len(BATCHES), desc="Measuring", leave=False) as bar:
         bandwidth, threads = ceiling(model, machine)
         bar.update()
         first = first_token_seconds(model, CONTEXT)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 
-from tqdm import tqdm
-
+from ..progress import ProgressBar
 from .figures import rate
 
 
@@ -13,7 +12,8 @@ class Bar:
     """One bar at a time, on standard error; nothing where that is no terminal."""
 
     def begin(self, what: str, total: int, done: int) -> None:
-        self._bar = tqdm(desc=what, total=total, initial=done, unit="", disable=None, mininterval=0.5, smoothing=0.1)
+        self._bar = ProgressBar(desc=what, total=total, initial=done, unit="", disable=None, mininterval=0.5,
+                                smoothing=0.1)
         self._since, self._tokens = time.perf_counter(), 0
 
     def advance(self, tokens: int) -> None:

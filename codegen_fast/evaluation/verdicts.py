@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Protocol
 
+from ..interruption import uninterrupted
 from .harnesses import source_of
 
 # The judge's own clock runs from where the program begins; the sandbox's ends what does not heed it.
@@ -71,7 +72,9 @@ def judge(items: Iterable[tuple[Any, Program]], executor: Executor) -> Iterator[
     def await_one() -> Iterator[tuple[Any, Verdict]]:
         future = ended.get()
         digest, mark = running.pop(future)
-        known[digest] = read_verdict(future.result(), mark)
+        with uninterrupted():
+            outcome = future.result()
+        known[digest] = read_verdict(outcome, mark)
         for name in names.pop(digest):
             yield name, known[digest]
 
@@ -84,9 +87,11 @@ def judge(items: Iterable[tuple[Any, Program]], executor: Executor) -> Iterator[
         else:
             # Unknown to the program, so that what it prints is not taken for a verdict.
             mark = secrets.token_hex(16)
-            future = executor.submit(program.source(mark), seconds=program.seconds + _GRACE_SECONDS)
-            names[digest], running[future] = [name], (digest, mark)
-            future.add_done_callback(ended.put)
+            source = program.source(mark)
+            with uninterrupted():  # a future's lock is no match for Ctrl-C: the executor would wait for it when it is closed
+                future = executor.submit(source, seconds=program.seconds + _GRACE_SECONDS)
+                names[digest], running[future] = [name], (digest, mark)
+                future.add_done_callback(ended.put)
         while len(running) == _IN_FLIGHT or not ended.empty():
             yield from await_one()
     while running:

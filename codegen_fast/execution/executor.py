@@ -9,6 +9,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 
+from ..interruption import uninterrupted
 from .isolation import best_isolation
 from .limits import Limits, Outcome
 from .worker import LEVELS, SandboxRefused, Worker, WorkerLost
@@ -45,9 +46,16 @@ class Executor:
         self._busy: set[Worker] = set()
         count = workers or _processors()
         # Daemons: a process that ends without close() must not wait for programs. Their sandboxes end with it.
-        self._threads = [threading.Thread(target=self._work, daemon=True, name=f"program-{i}") for i in range(count)]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        try:
+            with uninterrupted():  # the locks of threads and futures are no match for Ctrl-C: see side_thread.py
+                for i in range(count):
+                    thread = threading.Thread(target=self._work, daemon=True, name=f"program-{i}")
+                    thread.start()
+                    self._threads.append(thread)
+        except BaseException:
+            self.close()
+            raise
 
     def submit(self, source: str, *, seconds: float | None = None, stdin: str = "") -> Future[Outcome]:
         """Puts a program in the queue. `seconds` replaces the limit's. Raises RuntimeError on a closed executor."""
@@ -66,21 +74,27 @@ class Executor:
 
     def run(self, source: str, *, seconds: float | None = None, stdin: str = "") -> Outcome:
         """Runs a program and waits for it."""
-        return self.submit(source, seconds=seconds, stdin=stdin).result()
+        ended: queue.SimpleQueue[Future[Outcome]] = queue.SimpleQueue()
+        with uninterrupted():
+            self.submit(source, seconds=seconds, stdin=stdin).add_done_callback(ended.put)
+        future = ended.get()
+        with uninterrupted():
+            return future.result()
 
     def close(self) -> None:
         """Kills what runs (those futures get a "failed" outcome), cancels what waits, and returns when all is gone."""
-        with self._lock:
-            self._closed = True
-            for worker in self._busy:
-                worker.interrupt()
-        with contextlib.suppress(queue.Empty):
-            while True:
-                task = self._tasks.get_nowait()
-                if task is not None:
-                    task[0].cancel()
-        for _ in self._threads:
-            self._tasks.put(None)
+        with uninterrupted():
+            with self._lock:
+                self._closed = True
+                for worker in self._busy:
+                    worker.interrupt()
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    task = self._tasks.get_nowait()
+                    if task is not None:
+                        task[0].cancel()
+            for _ in self._threads:
+                self._tasks.put(None)
         for thread in self._threads:
             thread.join()
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..config import CodeGenConfig
 from ..decoder import Decoder
 from ..forward import pad_columns
+from ..interruption import uninterrupted
 from ..outputs import GenerateOutput
 from ..past import PastKeyValues
 from ..sampling import Sampling
@@ -21,7 +22,6 @@ from .beams import BeamResult, run_beams
 from .beginnings import KeptRows, OfSession, past_to_continue
 from .columns import Columns
 from .config import Settings
-from .interruption import uninterrupted
 from .loop import Task, run
 from .processors import LogitsPipeline
 from .request import Request

@@ -2,15 +2,15 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from ..memory import named_where_full
+from ..side_thread import Outcome, SideThread
 from ..stops import PieceText
 from .call import Generation
 
@@ -47,19 +47,39 @@ def pieces(generation: Generation, device: torch.device, cancelled: Callable[[],
 
 async def pieces_async(generation: Generation, device: torch.device) -> AsyncIterator[Piece]:
     """`pieces`, made in a thread of its own."""
-    stop = threading.Event()
-    iterator = pieces(generation, device, stop.is_set)
-    loop = asyncio.get_running_loop()
-    worker = ThreadPoolExecutor(1, "codegen_fast-stream")
+    stopped = False
+    iterator = pieces(generation, device, lambda: stopped)
+    worker = SideThread("codegen_fast-stream")
     try:
-        while (piece := await loop.run_in_executor(worker, next, iterator, None)) is not None:
+        while (piece := await _asked(worker, next, iterator, None)) is not None:
             yield piece
     finally:
-        stop.set()
+        stopped = True
         # After the step that may be under way there; then all memory is given back.
-        closed = loop.run_in_executor(worker, iterator.close)
-        worker.shutdown(wait=False)
+        closed = _asked(worker, iterator.close)
+        worker.end()
         await asyncio.shield(closed)
+
+
+def _asked(worker: SideThread, function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
+    """What a call in the worker returns or raises, in the event loop."""
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+
+    def settle(outcome: Outcome) -> None:
+        value, error = outcome
+        with suppress(asyncio.InvalidStateError):  # cancelled
+            if error is None:
+                future.set_result(value)
+            else:
+                future.set_exception(error)
+
+    def take(outcome: Outcome) -> None:
+        with suppress(RuntimeError):  # the loop was closed: nobody waits
+            loop.call_soon_threadsafe(settle, outcome)
+
+    worker.deliver(take, function, *arguments)
+    return future
 
 
 class _RowText:

@@ -8,17 +8,17 @@ of the file is read or knowingly skipped, every element of the model is filled, 
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 from typing import Iterator
 
 import torch
-from tqdm import tqdm
 
 from .. import ops
 from ..config import CodeGenConfig
 from ..memory import check_fits, packed_kind
+from ..progress import ProgressBar
 from ..quantization import packed_kinds, parse_quantization, require_backend, require_stored
+from ..side_thread import SideThread
 from ..strangers import one_line
 from . import layout
 from .checkpoint import TensorSource
@@ -55,16 +55,16 @@ def load_weights(config: CodeGenConfig, source: TensorSource, *, dtype: torch.dt
     total = _check_tensors(config, source, lm_head=not tied)
     check_fits(config, dtype, quantization, device=device, scratch=2 * CHUNK_BYTES, where=source.describe())
     ops.set_num_threads(torch.get_num_threads())
-    with tqdm(total=total, desc="Loading weights", unit="B", unit_scale=True, leave=False,
-              delay=PROGRESS_AFTER_SECONDS, disable=None if progress else True) as bar:
-        with ThreadPoolExecutor(1, "codegen_fast-load") as reader:
+    with ProgressBar(total=total, desc="Loading weights", unit="B", unit_scale=True, leave=False,
+                     delay=PROGRESS_AFTER_SECONDS, disable=None if progress else True) as bar:
+        with SideThread("codegen_fast-load") as reader:
             loader = _Loader(config, source, dtype, quantization, device, bar, reader)
             return loader.load(lm_head=layout.EMBEDDING if tied else layout.LM_HEAD)
 
 
 class _Loader:
     def __init__(self, config: CodeGenConfig, source: TensorSource, dtype: torch.dtype, quantization: str | None,
-                 device: torch.device, bar: tqdm, reader: ThreadPoolExecutor) -> None:
+                 device: torch.device, bar: ProgressBar, reader: SideThread) -> None:
         self._config = config
         self._source = source
         self._dtype = dtype
@@ -72,7 +72,7 @@ class _Loader:
         self._kinds = packed_kinds(dtype, quantization, device)
         self._device = device
         self._bar = bar
-        self._reader = reader  # one thread, which reads beside this one
+        self._reader = reader
 
     def load(self, lm_head: str) -> DecoderWeights:
         """lm_head: the tensor that lm_head is packed from."""
@@ -189,7 +189,7 @@ class _Loader:
             self._source.read_into(name, *here)
             self._bar.update(here[0].numel())
             if beside:
-                beside.result()
+                beside()
                 self._bar.update(there[0].numel())
 
     def _chunks(self, name: str, start: int = 0, count: int | None = None) -> Iterator[tuple[int, torch.Tensor]]:
@@ -200,7 +200,7 @@ class _Loader:
         step = max(1, CHUNK_BYTES // row_bytes)
         coming = self._reader.submit(self._source.rows, name, start, min(step, count))
         for row in range(0, count, step):
-            rows, following = coming.result(), row + step
+            rows, following = coming(), row + step
             if following < count:  # read while this chunk is packed
                 coming = self._reader.submit(self._source.rows, name, start + following, min(step, count - following))
             # The ops take strided rows of contiguous, aligned elements; some sources have neither.

@@ -1,19 +1,26 @@
-"""Ctrl-C at random moments."""
+"""Ctrl-C at random moments, and at every place in turn."""
 
 from __future__ import annotations
 
+import asyncio
 import random
 import signal
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
+from codegen_fast.evaluation.verdicts import Program, judge
+from codegen_fast.execution import Executor
 from codegen_fast.session import Session
+from reliability.places import interrupted_at, places_of
 
 from .subject import LONG, Subject, load_demo
 
-
+_SHORT = {"max_new_tokens": 4, "eos_token_id": None}
+_END_SECONDS = 5.0  # for a thread that was told to end
 _TRIES = 4  # for each that is to be heard: a call may be done before its Ctrl-C falls
 
 
@@ -34,6 +41,60 @@ def ctrl_c(subject: Subject, times: int) -> str:
         subject.require_usable(session)
     assert heard == times, f"only {heard} of {tries} were heard before a call was done; expected {times}"
     return f"KeyboardInterrupt {heard} times, in {tries} tries; the other calls were done before the moment that was drawn"
+
+
+def everywhere(subject: Subject, times: int) -> str:
+    """Ctrl-C at every place where Python looks for signals, one run for each (of every kind so many, at random): loading,
+    generating greedily and in a session, streaming, streaming by asyncio, and running programs in sandboxes."""
+    chance, found = random.Random(4), Counter()
+    with subject.model.session(max_tokens=600) as session:
+        for name, call in _short_kinds(subject, session).items():
+            call()  # what is made once is made
+            threads = threading.active_count()
+            places = places_of(call)
+            for place in chance.sample(places, min(times, len(places))):
+                outcome = interrupted_at(call, place)
+                assert outcome != "lost", f"{name}, {place}: Ctrl-C was not heard"
+                found[outcome] += 1
+                if name != "programs":  # an executor that was not closed keeps its threads until the process ends
+                    _require_ended(threads, f"{name}, {place}")
+                subject.require_returned(session, interrupted=True)
+            subject.require_usable(session)
+    return f"KeyboardInterrupt {found['heard']} times; {found['not reached']} calls took a way without their place"
+
+
+def _require_ended(threads: int, where: str) -> None:
+    end = time.monotonic() + _END_SECONDS
+    while threading.active_count() > threads:
+        assert time.monotonic() < end, f"{where}: a thread was left behind"
+        time.sleep(0.001)
+
+
+def _short_kinds(subject: Subject, session: Session) -> dict[str, Callable[[], Any]]:
+    model, ids = subject.model, subject.ids
+
+    def stream() -> None:
+        with closing(model.stream([ids], **_SHORT)) as pieces:
+            for _ in pieces:
+                pass
+
+    async def listen() -> None:
+        async for _ in model.astream([ids], **_SHORT):
+            pass
+
+    def programs() -> None:
+        with Executor(workers=1) as executor:
+            for _ in judge([("one", Program("humaneval", "pass", 3.0))], executor):
+                pass
+
+    return {
+        "load": load_demo,
+        "greedy": lambda: model.generate([ids], **_SHORT),
+        "session": lambda: session.generate([ids[:20]], do_sample=True, seed=1, **_SHORT),
+        "stream": stream,
+        "astream": lambda: asyncio.run(listen()),
+        "programs": programs,
+    }
 
 
 def _kinds(subject: Subject, session: Session) -> dict[str, Callable[[], Any]]:

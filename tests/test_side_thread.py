@@ -1,0 +1,161 @@
+"""A thread beside the caller's, and a progress bar, that Ctrl-C leaves in order wherever it comes."""
+
+import gc
+import io
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from pathlib import Path
+from queue import SimpleQueue
+
+import pytest
+
+from codegen_fast.progress import ProgressBar
+from codegen_fast.side_thread import SideThread
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from reliability.places import interrupted_at, places_of  # noqa: E402
+
+NAME = "side-thread-of-a-test"
+
+
+def side_threads():
+    return [thread for thread in threading.enumerate() if thread.name == NAME]
+
+
+def require_ended():
+    end = time.monotonic() + 5
+    while side_threads():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def test_calls_are_done_in_order_and_beside_the_caller():
+    done = []
+    with SideThread(NAME) as side:
+        answers = [side.submit(lambda i=i: (done.append(i), threading.current_thread().name)[1]) for i in range(20)]
+        assert [answer() for answer in answers] == [NAME] * 20
+    assert done == list(range(20)) and not side_threads()
+
+
+def test_what_a_call_raises_comes_out_of_its_answer():
+    def broken():
+        raise ValueError("no such row")
+
+    with SideThread(NAME) as side:
+        answer, after = side.submit(broken), side.submit(int, "7")
+        with pytest.raises(ValueError, match="no such row"):
+            answer()
+        assert after() == 7
+
+
+def test_the_block_waits_for_what_was_given():
+    done = []
+    with SideThread(NAME) as side:
+        side.submit(time.sleep, 0.05)
+        side.submit(done.append, 1)
+    assert done == [1]
+
+
+def test_nothing_of_a_call_is_held_while_the_next_is_waited_for():
+    class Rows:
+        pass
+
+    with SideThread(NAME) as side:
+        given = Rows()
+        answer = side.submit(lambda rows: (rows, Rows()), given)
+        result = answer()
+        held = [weakref.ref(given), weakref.ref(result[1])]
+        assert side.submit(int)() == 0  # the thread has come back from the first
+        del given, answer, result
+        gc.collect()
+        assert [ref() for ref in held] == [None, None]
+
+
+def test_one_that_is_dropped_ends():
+    side = SideThread(NAME)
+    assert side_threads()
+    del side
+    require_ended()
+
+
+def test_ctrl_c_at_every_place():
+    chunks = []
+
+    def load():
+        with SideThread(NAME) as reader:
+            coming = reader.submit(str, 0)
+            for row in range(3):
+                rows = coming()
+                if row < 2:
+                    coming = reader.submit(str, row + 1)
+                chunks.append(rows)
+
+    load()
+    assert chunks == ["0", "1", "2"]
+    places = places_of(load)
+    assert len(places) > 60
+    for place in places:
+        assert interrupted_at(load, place) == "heard", place
+        require_ended()  # the place that hung with concurrent.futures: the thread waited for a lock for ever
+    chunks.clear()
+    load()
+    assert chunks == ["0", "1", "2"]
+
+
+def test_a_call_that_hangs_is_left_at_the_second_ctrl_c():
+    """A file system that does not answer. The first interrupts the work, the second the wait for the thread."""
+    answer: SimpleQueue[None] = SimpleQueue()
+    heard = []
+    alarm = signal.signal(signal.SIGALRM, lambda *_: (heard.append(1), signal.raise_signal(signal.SIGINT)))
+    signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+    begin = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            with SideThread(NAME) as side:
+                side.submit(answer.get)()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, alarm)
+    assert len(heard) == 2 and time.monotonic() - begin < 30
+    answer.put(None)
+    require_ended()
+
+
+def test_a_process_ends_after_the_call_that_is_under_way():
+    """Coming back into an interpreter that has ended would abort it."""
+    code = """
+import time, torch
+from codegen_fast.side_thread import SideThread
+side = SideThread("left")
+def work():
+    for _ in range(40):
+        torch.ones(400, 400) @ torch.ones(400, 400)
+        time.sleep(0.005)
+    print("done", flush=True)
+side.submit(work)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
+
+
+def test_ctrl_c_leaves_the_lock_of_progress_bars_free():
+    def draw():
+        with ProgressBar(total=3, file=io.StringIO(), mininterval=0) as bar:
+            for _ in range(3):
+                bar.update()
+
+    def drawn_elsewhere():
+        other = threading.Thread(target=draw, daemon=True)
+        other.start()
+        other.join(5)
+        return not other.is_alive()
+
+    draw()
+    for place in places_of(draw):
+        assert interrupted_at(draw, place) == "heard", place
+        assert drawn_elsewhere(), place
