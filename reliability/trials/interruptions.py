@@ -9,11 +9,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 from codegen_fast.evaluation.verdicts import Program, judge
 from codegen_fast.execution import Executor
+from codegen_fast.execution.isolation import best_isolation
+from codegen_fast.execution.worker import SandboxRefused
 from codegen_fast.session import Session
 from reliability.places import interrupted_at, places_of
 
@@ -45,7 +47,7 @@ def ctrl_c(subject: Subject, times: int) -> str:
 
 def everywhere(subject: Subject, times: int) -> str:
     """Ctrl-C at every place where Python looks for signals, one run for each (of every kind so many, at random): loading,
-    generating greedily and in a session, streaming, streaming by asyncio, and running programs in sandboxes."""
+    generating greedily and in a session, streaming, streaming by asyncio, and running programs in sandboxes (where there are any)."""
     chance, found = random.Random(4), Counter()
     with subject.model.session(max_tokens=600) as session:
         for name, call in _short_kinds(subject, session).items():
@@ -87,14 +89,17 @@ def _short_kinds(subject: Subject, session: Session) -> dict[str, Callable[[], A
             for _ in judge([("one", Program("humaneval", "pass", 3.0))], executor):
                 pass
 
-    return {
+    kinds = {
         "load": load_demo,
         "greedy": lambda: model.generate([ids], **_SHORT),
         "session": lambda: session.generate([ids[:20]], do_sample=True, seed=1, **_SHORT),
         "stream": stream,
         "astream": lambda: asyncio.run(listen()),
-        "programs": programs,
     }
+    with suppress(SandboxRefused):
+        best_isolation()
+        kinds["programs"] = programs
+    return kinds
 
 
 def _kinds(subject: Subject, session: Session) -> dict[str, Callable[[], Any]]:
