@@ -9,22 +9,33 @@ from tqdm import tqdm
 from .interruption import uninterrupted
 
 
-class ProgressBar(tqdm):
-    """All bars of a process share tqdm's lock. An interruption while one is drawn leaves it held: bars of other threads then
-    wait for ever, and tqdm's monitor too, for which the process waits when it ends."""
+class ProgressBar:
+    """A bar of tqdm's, with its arguments. An interruption while tqdm draws one leaves the lock held that all bars of the
+    process share: those of other threads then wait for ever."""
 
-    def __new__(cls, *arguments: Any, **named: Any) -> ProgressBar:
+    def __init__(self, **named: Any) -> None:
         with uninterrupted():
-            return super().__new__(cls, *arguments, **named)
+            self._bar = tqdm(**named)
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        with uninterrupted():
-            super().__init__(*arguments, **named)
+    def update(self, n: float = 1) -> None:
+        if not self._bar.disable:
+            with uninterrupted():
+                self._bar.update(n)
 
-    def update(self, n: float = 1) -> bool | None:
-        with uninterrupted():
-            return super().update(n)
+    def set_postfix(self, text: str) -> None:
+        """Drawn with the next update."""
+        self._bar.set_postfix_str(text, refresh=False)
 
     def close(self) -> None:
         with uninterrupted():
-            super().close()
+            self._bar.close()
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_bar"):  # Ctrl-C may come before that, and before a `with` block is reached
+            self.close()

@@ -24,22 +24,24 @@ import tqdm
 
 import codegen_fast
 
-_HERE = __file__  # who calls
-_ASYNCIO = str(Path(asyncio.__file__).parent)
-# What our code shares with other threads is changed in these.
+_HERE = __file__
 _OURS = str(Path(codegen_fast.__file__).parent)
+_ASYNCIO = str(Path(asyncio.__file__).parent)
+# Where our code changes what it shares with other threads.
 _SHARED = (queue.__file__, threading.__file__, contextlib.__file__, str(Path(futures.__file__).parent),
            str(Path(tqdm.__file__).parent))  # fmt: skip
 
 
 class Place(NamedTuple):
+    """A place on one way there. Loops come by the same one again and again: the first time counts."""
+
     code: CodeType
     offset: int  # of the instruction before which the handler runs; -1: the function begins
+    callers: tuple[tuple[CodeType, int], ...]  # of the same files, each with its instruction, from the nearest on
 
     def __repr__(self) -> str:
-        lines = [line for start, end, line in self.code.co_lines() if start <= self.offset < end]
-        line = lines[0] if lines and lines[0] else self.code.co_firstlineno
-        return f"{Path(self.code.co_filename).name}:{line}, {self.code.co_name}"
+        places = [(self.code, self.offset), *self.callers]
+        return " < ".join(f"{Path(code.co_filename).name}:{_line(code, offset)} {code.co_name}" for code, offset in places)
 
 
 def places_of(call: Callable[[], Any]) -> list[Place]:
@@ -69,47 +71,74 @@ def interrupted_at(call: Callable[[], Any], place: Place) -> str:
 
 
 def _traced(call: Callable[[], Any], at: Callable[[Place], Any]) -> None:
-    names: dict[CodeType, dict[int, str]] = {}
+    instructions: dict[CodeType, _Instructions] = {}
 
     def entered(frame: FrameType, event: str, _: Any) -> Any:
         code, called = frame.f_code, False
-        if not _is_ours(frame):
+        callers = _callers(frame)
+        if callers is None:
             return None
-        instructions = names.get(code) or names.setdefault(code, {i.offset: i.opname for i in dis.get_instructions(code)})
+        calls, turns = instructions.get(code) or instructions.setdefault(code, _Instructions.of(code))
 
         def stepped(frame: FrameType, event: str, _: Any) -> Any:
             nonlocal called
             if event == "exception":
                 called = False  # where a call has raised no signals are looked for
             elif event == "opcode":
-                name = instructions.get(frame.f_lasti, "")
-                if called or name in ("JUMP_BACKWARD", "JUMP_ABSOLUTE"):
-                    at(Place(code, frame.f_lasti))
-                called = name.startswith("CALL")
+                if called or frame.f_lasti in turns:
+                    at(Place(code, frame.f_lasti, callers))
+                called = frame.f_lasti in calls
             return stepped
 
         frame.f_trace = stepped  # from 3.13 on what follows counts for a frame that has one
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        at(Place(code, -1))
+        at(Place(code, -1, callers))
         return stepped
 
+    before = sys.gettrace()
     sys._getframe().f_trace_opcodes = True  # from 3.12 on settrace looks for a frame with it
     sys.settrace(entered)
     try:
         call()
     finally:
-        sys.settrace(None)
+        sys.settrace(before)
 
 
-def _is_ours(frame: FrameType) -> bool:
-    """Of this package, or of what it calls. Not where asyncio begins and ends, which is not ours to mend, and not in a
-    __del__: Python drops what is raised there."""
-    if not frame.f_code.co_filename.startswith((_OURS, *_SHARED)):
-        return False
-    callers = [frame]
-    while callers[-1].f_back is not None:
-        callers.append(callers[-1].f_back)
-    if any(caller.f_code.co_name == "__del__" for caller in callers):
-        return False
-    nearest = next(caller for caller in callers if caller.f_code.co_filename.startswith((_OURS, _ASYNCIO, _HERE)))
-    return nearest.f_code.co_filename.startswith(_OURS)
+class _Instructions(NamedTuple):
+    """Offsets of a function's calls, and of its jumps backwards that look for signals."""
+
+    calls: frozenset[int]
+    turns: frozenset[int]
+
+    @classmethod
+    def of(cls, code: CodeType) -> _Instructions:
+        calls, turns = set(), set()
+        for each in dis.get_instructions(code):
+            if each.opname.startswith("CALL"):
+                calls.add(each.offset)
+            elif "JUMP" in each.opname and "NO_INTERRUPT" not in each.opname and each.argval <= each.offset:
+                turns.add(each.offset)
+        return cls(frozenset(calls), frozenset(turns))
+
+
+def _callers(frame: FrameType) -> tuple[tuple[CodeType, int], ...] | None:
+    """Who called it, of this package and what is shared; None where the frame is neither of the package nor of what that
+    calls. Where asyncio begins and ends is not ours to mend, and in a __del__ Python drops what is raised."""
+    if not _is_in(frame, _OURS, *_SHARED):
+        return None
+    frames = [frame]
+    while (caller := frames[-1].f_back) is not None and not _is_in(caller, _HERE):
+        frames.append(caller)
+    nearest = next((caller for caller in frames if _is_in(caller, _OURS, _ASYNCIO)), None)
+    if nearest is None or _is_in(nearest, _ASYNCIO) or any(caller.f_code.co_name == "__del__" for caller in frames):
+        return None
+    return tuple((caller.f_code, caller.f_lasti) for caller in frames[1:] if _is_in(caller, _OURS, *_SHARED))
+
+
+def _is_in(frame: FrameType, *paths: str) -> bool:
+    return frame.f_code.co_filename.startswith(paths)
+
+
+def _line(code: CodeType, offset: int) -> int:
+    lines = (line for start, end, line in code.co_lines() if start <= offset < end and line)
+    return next(lines, code.co_firstlineno)

@@ -21,7 +21,7 @@ class Bar:
         self._tokens += tokens
         if self._tokens:
             speed = self._tokens / (time.perf_counter() - self._since)
-            self._bar.set_postfix_str(f"{rate(speed)} tokens/s", refresh=False)
+            self._bar.set_postfix(f"{rate(speed)} tokens/s")
         self._bar.update()
 
     def end(self) -> None:

@@ -88,7 +88,7 @@ def judge(items: Iterable[tuple[Any, Program]], executor: Executor) -> Iterator[
             # Unknown to the program, so that what it prints is not taken for a verdict.
             mark = secrets.token_hex(16)
             source = program.source(mark)
-            with uninterrupted():  # a future's lock is no match for Ctrl-C: the executor would wait for it when it is closed
+            with uninterrupted():  # Ctrl-C could leave the future's lock held, and the executor would wait for it
                 future = executor.submit(source, seconds=program.seconds + _GRACE_SECONDS)
                 names[digest], running[future] = [name], (digest, mark)
                 future.add_done_callback(ended.put)

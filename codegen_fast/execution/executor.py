@@ -48,7 +48,7 @@ class Executor:
         # Daemons: a process that ends without close() must not wait for programs. Their sandboxes end with it.
         self._threads: list[threading.Thread] = []
         try:
-            with uninterrupted():  # the locks of threads and futures are no match for Ctrl-C: see side_thread.py
+            with uninterrupted():  # Ctrl-C could leave the lock of a thread or a future held: see side_thread.py
                 for i in range(count):
                     thread = threading.Thread(target=self._work, daemon=True, name=f"program-{i}")
                     thread.start()

@@ -47,23 +47,23 @@ def pieces(generation: Generation, device: torch.device, cancelled: Callable[[],
 
 async def pieces_async(generation: Generation, device: torch.device) -> AsyncIterator[Piece]:
     """`pieces`, made in a thread of its own."""
-    stopped = False
+    loop, stopped = asyncio.get_running_loop(), False
     iterator = pieces(generation, device, lambda: stopped)
     worker = SideThread("codegen_fast-stream")
     try:
-        while (piece := await _asked(worker, next, iterator, None)) is not None:
+        while (piece := await _asked(loop, worker, next, iterator, None)) is not None:
             yield piece
     finally:
         stopped = True
         # After the step that may be under way there; then all memory is given back.
-        closed = _asked(worker, iterator.close)
+        closed = _asked(loop, worker, iterator.close)
         worker.end()
         await asyncio.shield(closed)
 
 
-def _asked(worker: SideThread, function: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
+def _asked(loop: asyncio.AbstractEventLoop, worker: SideThread, function: Callable[..., Any],
+           *arguments: Any) -> asyncio.Future[Any]:  # fmt: skip
     """What a call in the worker returns or raises, in the event loop."""
-    loop = asyncio.get_running_loop()
     future = loop.create_future()
 
     def settle(outcome: Outcome) -> None:

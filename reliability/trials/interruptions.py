@@ -46,14 +46,16 @@ def ctrl_c(subject: Subject, times: int) -> str:
 
 
 def everywhere(subject: Subject, times: int) -> str:
-    """Ctrl-C at every place where Python looks for signals, one run for each (of every kind so many, at random): loading,
-    generating greedily and in a session, streaming, streaming by asyncio, and running programs in sandboxes (where there are any)."""
-    chance, found = random.Random(4), Counter()
+    """Ctrl-C at so many places of each kind of call, of all those where Python looks for signals, one run for each: loading,
+    generating greedily and in a session, streaming, streaming by asyncio, running programs in a sandbox (where there is
+    one)."""
+    chance, found, known = random.Random(4), Counter(), 0
     with subject.model.session(max_tokens=600) as session:
         for name, call in _short_kinds(subject, session).items():
-            call()  # what is made once is made
+            call()  # the first makes what later ones find
             threads = threading.active_count()
             places = places_of(call)
+            known += len(places)
             for place in chance.sample(places, min(times, len(places))):
                 outcome = interrupted_at(call, place)
                 assert outcome != "lost", f"{name}, {place}: Ctrl-C was not heard"
@@ -62,7 +64,8 @@ def everywhere(subject: Subject, times: int) -> str:
                     _require_ended(threads, f"{name}, {place}")
                 subject.require_returned(session, interrupted=True)
             subject.require_usable(session)
-    return f"KeyboardInterrupt {found['heard']} times; {found['not reached']} calls took a way without their place"
+    return (f"KeyboardInterrupt at {found['heard']} of {known} places; {found['not reached']} calls took a way without their "
+            "place")
 
 
 def _require_ended(threads: int, where: str) -> None:
