@@ -63,10 +63,13 @@ def interrupted_at(call: Callable[[], Any], place: Place) -> str:
             reached = True
             signal.raise_signal(signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background commands ignore Ctrl-C
     try:
         _traced(call, at)
     except KeyboardInterrupt:
         return "heard"
+    finally:
+        signal.signal(signal.SIGINT, before)
     return "lost" if reached else "not reached"
 
 
