@@ -1,6 +1,7 @@
 """Generated programs as an evaluation runs them: outcomes, limits, streams, many at a time, and the end of it all."""
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -298,7 +299,7 @@ def test_a_sandbox_that_is_lost(canaries, times):
         running = executor.submit(canaries.mark + "import time; time.sleep(1); print('end')", seconds=60)
         for _ in range(times):
             assert until(canaries.left)
-            os.kill(next(iter(executor._busy))._process.pid, signal.SIGKILL)
+            os.kill(next(iter(executor._pool._busy))._process.pid, signal.SIGKILL)
             assert until(lambda: not canaries.left())
         outcome = running.result(20)
         if times == 1:
@@ -482,3 +483,16 @@ def test_other_users_have_the_same_walls(readable_by_all, level, user):
     else:
         assert found["out"] or found["detail"] == "more than 10 processes and threads"
         assert user or found["facts"]["other_user"], "root's programs are another user's where they can be"
+
+
+def test_an_executor_that_is_dropped_ends_its_threads_and_answers_what_was_asked():
+    executor = Executor(workers=1)
+    threads = executor._threads
+    future = executor.submit("print(6 * 7)")
+    del executor
+    gc.collect()
+    assert future.result().stdout == "42\n"
+    del future
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()

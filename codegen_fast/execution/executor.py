@@ -38,19 +38,13 @@ class Executor:
         if isolation is not None and isolation not in LEVELS:
             raise ValueError(f"isolation: {isolation!r}, one of {', '.join(LEVELS)} expected")
         self.limits = limits
-        self._preload = tuple(preload)
-        self._isolation = isolation
-        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()  # of the two below
-        self._closed = False
-        self._busy: set[Worker] = set()
-        count = workers or _processors()
+        self._pool = pool = _Pool(tuple(preload), isolation)
         # Daemons: a process that ends without close() must not wait for programs. Their sandboxes end with it.
         self._threads: list[threading.Thread] = []
         try:
             with uninterrupted():  # Ctrl-C could leave the lock of a thread or a future held: see side_thread.py
-                for i in range(count):
-                    thread = threading.Thread(target=self._work, daemon=True, name=f"program-{i}")
+                for i in range(workers or _processors()):
+                    thread = threading.Thread(target=pool.work, daemon=True, name=f"program-{i}")
                     thread.start()
                     self._threads.append(thread)
         except BaseException:
@@ -66,10 +60,8 @@ class Executor:
                    "memory_bytes": limits.memory_bytes, "file_bytes": limits.file_bytes,
                    "processes": limits.processes, "output_bytes": limits.output_bytes}  # fmt: skip
         future: Future[Outcome] = Future()
-        with self._lock:
-            if self._closed:
-                raise RuntimeError("submit: the executor is closed; make another")
-            self._tasks.put((future, request))
+        future.executor = self  # which is not dropped as long as somebody may wait for the future
+        self._pool.put(future, request)
         return future
 
     def run(self, source: str, *, seconds: float | None = None, stdin: str = "") -> Outcome:
@@ -84,17 +76,7 @@ class Executor:
     def close(self) -> None:
         """Kills what runs (those futures get a "failed" outcome), cancels what waits, and returns when all is gone."""
         with uninterrupted():
-            with self._lock:
-                self._closed = True
-                for worker in self._busy:
-                    worker.interrupt()
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    task = self._tasks.get_nowait()
-                    if task is not None:
-                        task[0].cancel()
-            for _ in self._threads:
-                self._tasks.put(None)
+            self._pool.stop(len(self._threads))
         for thread in self._threads:
             thread.join()
 
@@ -104,24 +86,69 @@ class Executor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _work(self) -> None:
+    def __del__(self) -> None:
+        if hasattr(self, "_threads"):  # Ctrl-C may come before that, and before `close`
+            self._pool.stop(len(self._threads))
+
+
+class _Pool:
+    """What the threads of an executor know: not the executor, which may be dropped."""
+
+    def __init__(self, preload: tuple[str, ...], isolation: str | None) -> None:
+        self._preload = preload
+        self._isolation = isolation
+        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        # Of the two below. Reentrant: Python may drop an executor, which takes it, wherever it collects circles.
+        self._lock = threading.RLock()
+        self._closed = False
+        self._busy: set[Worker] = set()
+
+    def put(self, future: Future[Outcome], request: dict) -> None:
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("submit: the executor is closed; make another")
+            self._tasks.put((future, request))
+
+    def stop(self, threads: int) -> None:
+        """Kills what runs, cancels what waits, and has so many threads end."""
+        with self._lock:
+            self._closed = True
+            for worker in self._busy:
+                worker.interrupt()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                task = self._tasks.get_nowait()
+                if task is not None:
+                    task[0].cancel()
+        for _ in range(threads):
+            self._tasks.put(None)
+
+    def work(self) -> None:
         """One thread: a sandbox, which is made when first needed and made again when it was lost."""
         worker: Worker | None = None
         try:
-            while (task := self._tasks.get()) is not None:
-                future, request = task
-                if not future.set_running_or_notify_cancel():
-                    continue
-                try:
-                    worker, outcome = self._run(worker, request)
-                except BaseException as error:  # noqa: BLE001 (the caller waits for an answer)
-                    future.set_exception(error)
-                    continue
-                future.set_result(outcome)
+            while (found := self._work_once(worker)) is not None:
+                worker = found[0]
         finally:
             if worker is not None:
                 self._forget(worker)
                 worker.close()
+
+    def _work_once(self, worker: Worker | None) -> tuple[Worker | None] | None:
+        """One task, and the sandbox for the next; None: there is none to come. Nothing of it is held while the next is
+        waited for."""
+        task = self._tasks.get()
+        if task is None:
+            return None
+        future, request = task
+        if future.set_running_or_notify_cancel():
+            try:
+                worker, outcome = self._run(worker, request)
+            except BaseException as error:  # noqa: BLE001 (the caller waits for an answer)
+                future.set_exception(error)
+            else:
+                future.set_result(outcome)
+        return (worker,)
 
     def _run(self, worker: Worker | None, request: dict) -> tuple[Worker | None, Outcome]:
         """What became of the program, and the sandbox for the next one.

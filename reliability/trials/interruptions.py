@@ -60,8 +60,7 @@ def everywhere(subject: Subject, times: int) -> str:
                 outcome = interrupted_at(call, place)
                 assert outcome != "lost", f"{name}, {place}: Ctrl-C was not heard"
                 found[outcome] += 1
-                if name != "programs":  # an executor that was not closed keeps its threads until the process ends
-                    _require_ended(threads, f"{name}, {place}")
+                _require_ended(threads, f"{name}, {place}")
                 subject.require_returned(session, interrupted=True)
             subject.require_usable(session)
     return (f"KeyboardInterrupt at {found['heard']} of {known} places; {found['not reached']} calls took a way without their "
