@@ -22,7 +22,7 @@ from reliability.places import interrupted_at, places_of
 from .subject import LONG, Subject, load_demo
 
 _SHORT = {"max_new_tokens": 4, "eos_token_id": None}
-_END_SECONDS = 5.0  # for a thread that was told to end
+_END_SECONDS = 30.0  # for a thread that was told to end, and its sandbox
 _TRIES = 4  # for each that is to be heard: a call may be done before its Ctrl-C falls
 
 
