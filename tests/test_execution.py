@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ import codegen_fast
 from codegen_fast.execution import Executor, Limits, Outcome, describe_isolation
 from codegen_fast.execution import isolation as isolation_module
 from codegen_fast.execution import worker as worker_module
+from codegen_fast.execution.sandbox import frames
 from codegen_fast.execution.worker import LEVELS, SandboxRefused, Worker
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is neither fork nor a limit of a process")
@@ -307,6 +309,24 @@ def test_a_sandbox_that_is_lost(canaries, times):
         else:
             assert outcome.status == "failed" and "its sandbox was lost" in outcome.detail
         assert executor.run("print('again')").stdout == "again\n"
+
+
+@pytest.mark.parametrize("level", [level for level in LEVELS if level != "namespaces"])
+def test_a_sandbox_whose_caller_says_nothing_more_leaves_nothing(canaries, level):
+    """The connection's end may come well before the signal that the caller has gone."""
+    if why := available(level):
+        pytest.skip(f"{level}: {why}")
+    worker = Worker(level, ())
+    try:
+        frames.send(worker._control, {
+            "source": canaries.mark + "import time; time.sleep(60)", "stdin": "", "seconds": 60.0, "memory_bytes": 1 << 30,
+            "file_bytes": 1 << 20, "processes": 10, "output_bytes": 100, "environment": {}})  # fmt: skip
+        assert until(canaries.left)
+        worker._control.shutdown(socket.SHUT_RDWR)
+        worker._process.wait(20)
+        assert not canaries.left() and not os.path.exists(worker._scratch_root)
+    finally:
+        worker.close()
 
 
 # ---- What the machine offers ---------------------------------------------------------------------------------------------

@@ -54,6 +54,7 @@ def main(control_fd: int, level: str) -> None:
         _, status = os.waitpid(pid, 0)
         walls.clean_up()
         if status:
+            walls.leave()  # where the caller has gone, nobody else does
             os._exit(1)  # no reply came; closing the connection says so
         control.sendall(b"\n")  # nothing of the program is left
     walls.leave()
