@@ -1,8 +1,8 @@
 """A thread beside the caller's that Ctrl-C leaves in order, whenever it comes.
 
 Not concurrent.futures: its locks are taken and given back by Python functions, and a KeyboardInterrupt between two of their
-lines leaves one held for ever. One of some six hundred interrupted loads hung so, or raised RuntimeError. The two threads
-share SimpleQueues instead: they are C all through, and a `put` may even interrupt another.
+lines leaves one held for ever. Of some sixteen hundred loads under Ctrl-C two hung so, and one raised RuntimeError. The two
+threads share SimpleQueues instead: they are C all through, and a `put` may even interrupt another.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Ctrl-C at every place of a call where Python looks for signals, one run of the call for each.
 
 The handler of a signal runs where a function begins, where a call has returned and where a loop turns. At a random moment
-such a place is met as seldom as it is short: what breaks in one of ten thousand tries needs as many to be found. A trace
+such a place is met as seldom as it is short: what breaks in one of four thousand tries needs as many to be found. A trace
 function raises the signal at a chosen one.
 """
 
