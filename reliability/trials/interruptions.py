@@ -77,11 +77,6 @@ def _require_ended(threads: int, where: str) -> None:
 def _short_kinds(subject: Subject, session: Session) -> dict[str, Callable[[], Any]]:
     model, ids = subject.model, subject.ids
 
-    def stream() -> None:
-        with closing(model.stream([ids], **_SHORT)) as pieces:
-            for _ in pieces:
-                pass
-
     async def listen() -> None:
         async for _ in model.astream([ids], **_SHORT):
             pass
@@ -95,7 +90,7 @@ def _short_kinds(subject: Subject, session: Session) -> dict[str, Callable[[], A
         "load": load_demo,
         "greedy": lambda: model.generate([ids], **_SHORT),
         "session": lambda: session.generate([ids[:20]], do_sample=True, seed=1, **_SHORT),
-        "stream": stream,
+        "stream": lambda: _stream(subject, _SHORT),
         "astream": lambda: asyncio.run(listen()),
     }
     with suppress(SandboxRefused):
@@ -107,21 +102,22 @@ def _short_kinds(subject: Subject, session: Session) -> dict[str, Callable[[], A
 def _kinds(subject: Subject, session: Session) -> dict[str, Callable[[], Any]]:
     model, ids = subject.model, subject.ids
 
-    def stream() -> None:
-        with closing(model.stream([ids], **LONG)) as pieces:
-            for _ in pieces:
-                pass
-
     return {
         "greedy": lambda: model.generate([ids], **LONG),
         "samples": lambda: model.generate([ids, ids[5:]], do_sample=True, seed=1, num_return_sequences=3, **LONG),
         "beams": lambda: model.generate([ids], num_beams=3, max_new_tokens=16),
         "drafts": lambda: model.generate([ids * 3], prompt_lookup_num_tokens=8, **LONG),
         "session": lambda: session.generate([ids[:20]], do_sample=True, seed=1, **LONG),
-        "stream": stream,
+        "stream": lambda: _stream(subject, LONG),
         "score": lambda: model.score(ids, [ids[:9], ids[3:]]),
         "load": load_demo,
     }
+
+
+def _stream(subject: Subject, knobs: dict[str, Any]) -> None:
+    with closing(subject.model.stream([subject.ids], **knobs)) as pieces:
+        for _ in pieces:
+            pass
 
 
 def _seconds(call: Callable[[], Any]) -> float:
